@@ -1,0 +1,3 @@
+"""VARGPT itself: the network, its processor, generation and checkpoints; needs torch and transformers,
+nothing else.
+"""

@@ -1,0 +1,72 @@
+"""The image tokenizer, a multi-scale VQ-VAE: autoencoder and quantizer together, pixels <-> codes.
+
+Source: arXiv:2404.02905; spec section 2.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.autoencoder import Decoder, Encoder, conv3
+from model.config import ImageTokenizerConfig
+from model.quantizer import MultiScaleQuantizer
+
+# Shape legend: B = batch, Z = latent channels, H W = finest grid, N = tokens of one scale, L = tokens of all
+# scales.
+
+
+class Reconstruction(NamedTuple):
+    """One training pass: pixels (not clamped), codes by scale, and the quantizer's loss."""
+
+    pixels: Tensor
+    codes: list[Tensor]
+    loss: Tensor
+
+
+class ImageTokenizer(nn.Module):
+    """Pixels in [-1, 1], (B, 3, image_size, image_size), to codes of every scale and back."""
+
+    def __init__(self, config: ImageTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.to_latent = conv3(config.latent_dim, config.latent_dim)
+        self.from_latent = conv3(config.latent_dim, config.latent_dim)
+        self.quantizer = MultiScaleQuantizer(config)
+
+    def latent(self, pixels_B3HW: Tensor) -> Tensor:
+        """The map that is quantized, (B, Z, H, W)."""
+        return self.to_latent(self.encoder(pixels_B3HW))
+
+    def encode(self, pixels_B3HW: Tensor) -> list[Tensor]:
+        """Codes of every scale, coarse to fine, each (B, N). ValueError when the image has another size."""
+        size = self.config.image_size
+        if pixels_B3HW.shape[1:] != (3, size, size):
+            raise ValueError(f"images must be (3, {size}, {size}), got {tuple(pixels_B3HW.shape[1:])}")
+        return self.quantizer.encode(self.latent(pixels_B3HW))
+
+    def decode_canvas(self, canvas_BZHW: Tensor) -> Tensor:
+        """Pixels in [-1, 1] of a canvas."""
+        return self.decoder(self.from_latent(canvas_BZHW)).clamp(-1, 1)
+
+    def decode(self, codes: list[Tensor]) -> Tensor:
+        """Pixels in [-1, 1] of codes; the first few scales alone give a coarser picture."""
+        return self.decode_canvas(self.quantizer.canvas(codes))
+
+    def split(self, codes_BL: Tensor) -> list[Tensor]:
+        """Flat codes of the pyramid, (B, L), by scale."""
+        return list(codes_BL.split([side * side for side in self.config.scales], dim=1))
+
+    def forward(self, pixels_B3HW: Tensor) -> Reconstruction:
+        """Pixels to pixels with gradients, for training the tokenizer itself."""
+        quantized = self.quantizer(self.latent(pixels_B3HW))
+        return Reconstruction(
+            self.decoder(self.from_latent(quantized.canvas)), quantized.codes, quantized.loss
+        )
+
+
+@torch.no_grad()
+def flat_codes(tokenizer: ImageTokenizer, pixels_B3HW: Tensor) -> Tensor:
+    """Codes of the whole pyramid side by side, (B, L)."""
+    return torch.cat(tokenizer.encode(pixels_B3HW), dim=1)

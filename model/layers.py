@@ -1,0 +1,103 @@
+"""The block of the visual decoder: adaptive layer norm, cosine attention, feed-forward, with a cache of past
+scales.
+
+Source: AdaLN blocks of arXiv:2404.02905; spec sections 1.2 and 1.3.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import attend
+from model.config import VisualDecoderConfig
+
+# Shape legend: B = batch, L = tokens fed now, K = tokens seen so far, C = width, N = heads, H = channels of
+# a head.
+
+NORM_EPS = 1e-6
+MAX_ATTENTION_SCALE = 100.0
+INITIAL_ATTENTION_SCALE = 4.0
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+def modulate(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
+    """Layer norm without weights of its own, then the scale and shift that the condition asks for."""
+    return F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=NORM_EPS) * (1 + scale_B1C) + shift_B1C
+
+
+class CosineAttention(nn.Module):
+    """Attention between unit vectors; each head learns how sharp it is. Keys have no bias."""
+
+    def __init__(self, config: VisualDecoderConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(config.width))
+        self.v_bias = nn.Parameter(torch.zeros(config.width))
+        log_scale = torch.full((config.num_heads,), math.log(INITIAL_ATTENTION_SCALE))
+        self.log_scale = nn.Parameter(log_scale)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(
+        self, x_BLC: Tensor, mask_LK: Tensor | None, past: KeysValues | None
+    ) -> tuple[Tensor, KeysValues]:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv_BL3NH = F.linear(x_BLC, self.qkv.weight, bias).unflatten(2, (3, self.num_heads, -1))
+        q_BLNH, k_BLNH, v_BLNH = qkv_BL3NH.unbind(2)
+        sharpness_N1 = self.log_scale.clamp(max=math.log(MAX_ATTENTION_SCALE)).exp()[:, None]
+        q_BLNH = (F.normalize(q_BLNH, dim=-1) * sharpness_N1).to(v_BLNH.dtype)
+        k_BKNH, v_BKNH = F.normalize(k_BLNH, dim=-1).to(v_BLNH.dtype), v_BLNH
+        if past is not None:
+            k_BKNH, v_BKNH = torch.cat([past[0], k_BKNH], dim=1), torch.cat([past[1], v_BKNH], dim=1)
+        attended_BLC = attend(q_BLNH, k_BKNH, v_BKNH, mask_LK).flatten(2)
+        return self.out(attended_BLC), (k_BKNH, v_BKNH)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a tanh-approximated GELU between."""
+
+    def __init__(self, config: VisualDecoderConfig) -> None:
+        super().__init__()
+        self.wide = nn.Linear(config.width, config.mlp_ratio * config.width)
+        self.narrow = nn.Linear(config.mlp_ratio * config.width, config.width)
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        return self.narrow(F.gelu(self.wide(x_BLC), approximate="tanh"))
+
+
+class DropPath(nn.Module):
+    """In training, leaves a residual branch out for a share of the samples and scales the others up."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        if not self.training or self.share == 0:
+            return x_BLC
+        kept_B11 = torch.rand(x_BLC.shape[0], 1, 1, device=x_BLC.device) >= self.share
+        return x_BLC * kept_B11 / (1 - self.share)
+
+
+class AdaptiveBlock(nn.Module):
+    """Attention and feed-forward, each gated, scaled and shifted by the condition."""
+
+    def __init__(self, config: VisualDecoderConfig, drop_path: float) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(config.width, 6 * config.width)
+        self.attention = CosineAttention(config)
+        self.feed_forward = FeedForward(config)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self, x_BLC: Tensor, cond_BC: Tensor, mask_LK: Tensor | None, past: KeysValues | None
+    ) -> tuple[Tensor, KeysValues]:
+        parts = self.modulation(F.silu(cond_BC)).unflatten(1, (1, 6, -1)).unbind(2)
+        gate_attention, gate_forward, scale_attention, scale_forward, shift_attention, shift_forward = parts
+        attended_BLC, seen = self.attention(modulate(x_BLC, scale_attention, shift_attention), mask_LK, past)
+        x_BLC = x_BLC + self.drop_path(gate_attention * attended_BLC)
+        forwarded_BLC = self.feed_forward(modulate(x_BLC, scale_forward, shift_forward))
+        return x_BLC + self.drop_path(gate_forward * forwarded_BLC), seen

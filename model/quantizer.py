@@ -1,0 +1,126 @@
+"""The multi-scale residual quantizer: a latent map becomes codes at growing sides, and codes add up to a
+canvas.
+
+Source: algorithms 1 and 2 of arXiv:2404.02905; spec sections 2.2 to 2.5.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ImageTokenizerConfig
+
+# Shape legend: B = batch, Z = latent channels, H W = finest grid, s = side of a scale, N = s * s, M = tokens
+# of all scales but the first, P = vectors, V = codebook size.
+
+COMMITMENT_WEIGHT = 0.25
+REFINER_SHARE = 0.5
+
+
+def refiner_of_scale(num_scales: int, num_refiners: int) -> list[int]:
+    """Which of the shared refining convolutions serves each scale, coarse to fine: the nearest tick.
+
+    Scales 2 and 7 of the published 10 are ties that float64 rounding decides, so this must stay in numpy's
+    float64 and in this order of operations.
+    """
+    margin = 1 / 3 / num_refiners if num_refiners == 4 else 1 / 2 / num_refiners
+    ticks = np.linspace(margin, 1 - margin, num_refiners)
+    return [int(np.argmin(np.abs(ticks - k / max(num_scales - 1, 1)))) for k in range(num_scales)]
+
+
+class Quantized(NamedTuple):
+    """What training an image tokenizer needs of one pass; `canvas` carries the gradient straight through."""
+
+    codes: list[Tensor]
+    canvas: Tensor
+    loss: Tensor
+
+
+class Refiner(nn.Conv2d):
+    """Half the map as it is, half convolved: repairs what enlarging the codes has smeared."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim, latent_dim, kernel_size=3, padding=1)
+
+    def forward(self, x_BZHW: Tensor) -> Tensor:
+        return x_BZHW * (1 - REFINER_SHARE) + super().forward(x_BZHW) * REFINER_SHARE
+
+
+class MultiScaleQuantizer(nn.Module):
+    """One codebook shared by all scales; Euclidean nearest neighbour."""
+
+    def __init__(self, config: ImageTokenizerConfig) -> None:
+        super().__init__()
+        self.scales = config.scales
+        self.codebook = nn.Embedding(config.codebook_size, config.latent_dim)
+        self.refiners = nn.ModuleList(Refiner(config.latent_dim) for _ in range(config.num_refiners))
+        self.refiner_index = refiner_of_scale(len(config.scales), config.num_refiners)
+
+    def nearest(self, vectors_PZ: Tensor) -> Tensor:
+        """Index of the closest codebook vector, (P,)."""
+        codebook_VZ = self.codebook.weight
+        distance_PV = vectors_PZ.square().sum(1, keepdim=True) + codebook_VZ.square().sum(1)
+        return distance_PV.addmm(vectors_PZ, codebook_VZ.mT, alpha=-2).argmin(dim=1)
+
+    def upsample(self, vectors_BNZ: Tensor, k: int) -> Tensor:
+        """What the vectors of scale k add to the canvas, (B, Z, H, W)."""
+        side, finest = self.scales[k], self.scales[-1]
+        map_BZss = vectors_BNZ.mT.unflatten(2, (side, side))
+        if side != finest:
+            map_BZss = F.interpolate(map_BZss, size=(finest, finest), mode="bicubic")
+        return self.refiners[self.refiner_index[k]](map_BZss.contiguous())
+
+    def lookup(self, codes_BN: Tensor, k: int) -> Tensor:
+        """What the codes of scale k add to the canvas, (B, Z, H, W)."""
+        return self.upsample(self.codebook(codes_BN), k)
+
+    def downsample(self, map_BZHW: Tensor, k: int) -> Tensor:
+        """The map averaged over the cells of scale k, (B, Z, s, s)."""
+        return F.interpolate(map_BZHW, size=(self.scales[k],) * 2, mode="area")
+
+    def encode(self, latent_BZHW: Tensor) -> list[Tensor]:
+        """Codes of every scale, coarse to fine: each takes up what the coarser ones left over."""
+        rest_BZHW, codes = latent_BZHW, []
+        for k in range(len(self.scales)):
+            codes.append(self._code_of(rest_BZHW, k))
+            rest_BZHW = rest_BZHW - self.lookup(codes[-1], k)
+        return codes
+
+    def _code_of(self, rest_BZHW: Tensor, k: int) -> Tensor:
+        is_finest = k == len(self.scales) - 1
+        map_BZss = rest_BZHW if is_finest else self.downsample(rest_BZHW, k)
+        vectors_BNZ = map_BZss.flatten(2).mT
+        return self.nearest(vectors_BNZ.flatten(0, 1)).view(vectors_BNZ.shape[:2])
+
+    def canvas(self, codes: list[Tensor]) -> Tensor:
+        """The sum of what all given scales add, (B, Z, H, W); fewer scales give a coarser picture."""
+        return sum(self.lookup(codes_BN, k) for k, codes_BN in enumerate(codes))
+
+    def seen(self, codes: list[Tensor]) -> Tensor:
+        """Teacher-forcing input: for every scale but the first, the canvas before it, at its side, (B, M,
+        Z).
+        """
+        canvas_BZHW, maps = 0, []
+        for k, codes_BN in enumerate(codes[:-1]):
+            canvas_BZHW = canvas_BZHW + self.lookup(codes_BN, k)
+            maps.append(self.downsample(canvas_BZHW, k + 1).flatten(2).mT)
+        if not maps:
+            return self.codebook.weight.new_zeros(len(codes[0]), 0, self.codebook.embedding_dim)
+        return torch.cat(maps, dim=1)
+
+    def forward(self, latent_BZHW: Tensor) -> Quantized:
+        """Quantize for training: loss = mean over scales of the codebook term and 0.25 times the commitment
+        term.
+        """
+        canvas_BZHW, loss, codes = torch.zeros_like(latent_BZHW), latent_BZHW.new_zeros(()), []
+        fixed_BZHW = latent_BZHW.detach()
+        for k in range(len(self.scales)):
+            codes.append(self._code_of(fixed_BZHW - canvas_BZHW.detach(), k))
+            canvas_BZHW = canvas_BZHW + self.lookup(codes[-1], k)
+            commitment = F.mse_loss(canvas_BZHW.detach(), latent_BZHW)
+            loss = loss + COMMITMENT_WEIGHT * commitment + F.mse_loss(canvas_BZHW, fixed_BZHW)
+        straight_BZHW = latent_BZHW + (canvas_BZHW - latent_BZHW).detach()
+        return Quantized(codes, straight_BZHW, loss / len(self.scales))

@@ -1,0 +1,35 @@
+"""Geometry of the token pyramid: where each scale begins, which scale a token belongs to, who may attend to
+whom.
+
+Source: section 3 of arXiv:2404.02905 (next-scale prediction).
+"""
+
+import torch
+from torch import Tensor
+
+# Shape legend: L = tokens of the whole pyramid.
+
+
+def scale_offsets(scales: tuple[int, ...]) -> list[int]:
+    """Where each scale starts in the flat pyramid, and, as last entry, its length."""
+    offsets = [0]
+    for side in scales:
+        offsets.append(offsets[-1] + side * side)
+    return offsets
+
+
+def num_tokens(scales: tuple[int, ...]) -> int:
+    """Tokens of the whole pyramid, 680 for the published 256-pixel model."""
+    return scale_offsets(scales)[-1]
+
+
+def scale_of_token(scales: tuple[int, ...], device: torch.device | None = None) -> Tensor:
+    """Index of the scale that each token belongs to, (L,)."""
+    counts = torch.tensor([side * side for side in scales], device=device)
+    return torch.arange(len(scales), device=device).repeat_interleave(counts)
+
+
+def block_causal_mask(scales: tuple[int, ...], device: torch.device | None = None) -> Tensor:
+    """True where attention is allowed: a token sees its own scale and every coarser one, (L, L)."""
+    scale_L = scale_of_token(scales, device)
+    return scale_L[:, None] >= scale_L[None, :]
