@@ -75,7 +75,9 @@ class VargptConfig(PreTrainedConfig):
 
     `vision_feature_layer` is an index into the tower's hidden states; `vision_feature_select_strategy` is
     `default`
-    (class token dropped) or `full`. Source: vargpt_llava configuration of VARGPT v1, arXiv:2501.12327.
+    (class token dropped) or `full`. `null_prompt` are
+    the tokens before an image that answers an empty instruction: what guidance compares with. Source:
+    vargpt_llava configuration of VARGPT v1, arXiv:2501.12327.
     """
 
     model_type = "vargpt"
@@ -96,6 +98,7 @@ class VargptConfig(PreTrainedConfig):
     image_start_token_id: int = 32002
     image_end_token_id: int = 32003
     image_pad_token_id: int = 32004
+    null_prompt: list[int] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -148,7 +151,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "num_hidden_layers": 4,
             "num_attention_heads": 6,
             "num_key_value_heads": 6,
-            "vocab_size": 512,
+            "vocab_size": 1024,
             "max_position_embeddings": 512,
             "rms_norm_eps": 1e-5,
             "bos_token_id": 0,

@@ -1,0 +1,76 @@
+"""The manifest of a folder: name, size and SHA-256 of every file, so that damage is seen before use."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+COMPLETE = "COMPLETE"
+LINEAGE = "lineage.json"
+# Written after the manifest on purpose: the marker and the lineage record both quote its hash.
+UNLISTED = frozenset({MANIFEST, COMPLETE, LINEAGE})
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of the content of one file, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _listed_files(folder: Path) -> dict[str, Path]:
+    """The files that a manifest must name, hidden ones left out, by relative POSIX path."""
+    found = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name.as_posix(): path
+        for name, path in found.items()
+        if name.as_posix() not in UNLISTED and not any(part.startswith(".") for part in name.parts)
+    }
+
+
+def write_manifest(folder: Path) -> str:
+    """Write manifest.json for everything in the folder, flushed to the disk, and return its own SHA-256."""
+    entries = {
+        name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        for name, path in _listed_files(folder).items()
+    }
+    with (folder / MANIFEST).open("w", encoding="ascii") as file:
+        file.write(json.dumps(entries, indent=1, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return manifest_sha256(folder)
+
+
+def manifest_sha256(folder: Path) -> str:
+    """The one hash that names the content of the whole folder."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the folder has no manifest")
+    return sha256_file(path)
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, str | int]]:
+    """What manifest.json says; a ValueError names the file when it is missing or not a manifest."""
+    path = Path(folder) / MANIFEST
+    try:
+        entries = json.loads(path.read_text(encoding="ascii"))
+        return {name: {"sha256": entry["sha256"], "bytes": entry["bytes"]} for name, entry in entries.items()}
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: the folder has no manifest") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a manifest: {error}") from None
+
+
+def verify(folder: Path) -> None:
+    """Raise a ValueError that names the first file which is missing, altered, or not in the manifest."""
+    folder = Path(folder)
+    wanted, found = read_manifest(folder), _listed_files(folder)
+    if missing := sorted(wanted.keys() - found.keys()):
+        raise ValueError(f"{folder / missing[0]} is missing, though the manifest names it")
+    if extra := sorted(found.keys() - wanted.keys()):
+        raise ValueError(f"{folder / extra[0]} is not in the manifest")
+    for name, entry in wanted.items():
+        if (size := found[name].stat().st_size) != entry["bytes"]:
+            raise ValueError(f"{found[name]} has {size} bytes, the manifest says {entry['bytes']}")
+        if (digest := sha256_file(found[name])) != entry["sha256"]:
+            raise ValueError(f"{found[name]} has SHA-256 {digest}, the manifest says {entry['sha256']}")

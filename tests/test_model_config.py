@@ -1,0 +1,56 @@
+"""Laws of sizes: the 7b preset counts as published, tiny is tiny, impossible architectures are refused."""
+
+import pytest
+import torch
+
+from model.config import ImageTokenizerConfig, VargptConfig, VisualDecoderConfig, preset
+from model.modeling import VargptForConditionalGeneration
+from model.quantizer import refiner_of_scale
+
+# Spec section 1.1, less the layer norms that the released projectors hold and never apply (2 * width each).
+PUBLISHED = {
+    "vision_tower": 303_507_456,
+    "understanding_projector": 20_979_712,
+    "language_model": 6_738_939_904,
+    "generation_input_projector": 11_560_576 - 2 * 1920,
+    "generation_output_projector": 24_655_744 - 2 * 4096,
+    "visual_decoder": 2_069_546_116,
+    "image_tokenizer": 108_948_355,
+}
+
+
+def test_the_7b_preset_has_the_published_number_of_parameters_in_every_part():
+    with torch.device("meta"):
+        model = VargptForConditionalGeneration(preset("7b"))
+
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+
+    assert counts == PUBLISHED
+    assert round(sum(counts.values()) / 1e9, 2) == 9.28
+
+
+def test_sizes_follow_from_the_scales():
+    tiny, large = preset("tiny"), preset("7b")
+
+    assert (tiny.num_image_tokens, tiny.image_size, tiny.num_vision_tokens) == (30, 32, 17)
+    assert (large.num_image_tokens, large.image_size, large.num_vision_tokens) == (680, 256, 576)
+
+
+def test_a_config_survives_the_disk(tmp_path):
+    preset("tiny").save_pretrained(tmp_path)
+
+    assert VargptConfig.from_pretrained(tmp_path).to_dict() == preset("tiny").to_dict()
+
+
+def test_refining_convolutions_serve_the_published_scales():
+    assert refiner_of_scale(10, 4) == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert refiner_of_scale(14, 4) == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3]
+
+
+def test_impossible_architectures_are_refused_by_name():
+    with pytest.raises(ValueError, match="scales must grow strictly"):
+        ImageTokenizerConfig(scales=(1, 3, 2))
+    with pytest.raises(ValueError, match="width 100 must be a multiple of num_heads 3"):
+        VisualDecoderConfig(width=100, num_heads=3)
+    with pytest.raises(ValueError, match=r"preset must be one of .* got 'huge'"):
+        preset("huge")
