@@ -1,0 +1,1 @@
+"""Everything that learns, measures and decides: data, stages, loop, tracking, evaluation, registry."""
