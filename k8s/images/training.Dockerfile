@@ -1,0 +1,33 @@
+# One image for every job and for the MLflow server: what training needs, and the code as it lies.
+# docker build -f k8s/images/training.Dockerfile -t localhost/vargpt-training:dev \
+#   --build-arg GIT_COMMIT=$(git rev-parse HEAD) .
+ARG BASE=python:3.11-slim
+FROM ${BASE}
+
+# "cpu" keeps CUDA out of the image (see uv's --torch-backend); unset, the default wheel of the index is taken.
+ARG UV_TORCH_BACKEND
+ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH
+# The root is read-only in pods, so byte code is compiled here.
+COPY requirements/training.txt /tmp/requirements.txt
+RUN pip install --no-cache-dir uv \
+    && uv venv --python python3 /opt/venv \
+    && uv pip install --no-cache --compile-bytecode -r /tmp/requirements.txt \
+    && rm /tmp/requirements.txt
+
+# Caches go to /tmp, an emptyDir in pods.
+ENV HOME=/tmp XDG_CACHE_HOME=/tmp/cache HF_HOME=/tmp/huggingface MPLCONFIGDIR=/tmp/matplotlib \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/app PYTHONSAFEPATH=1 \
+    GIT_PYTHON_REFRESH=quiet MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true DVC_NO_ANALYTICS=1
+RUN useradd --uid 10001 --no-create-home --home-dir /tmp vargpt
+
+# What changes with every commit comes last, so a change of code rebuilds these layers only.
+WORKDIR /app
+COPY params.yaml data.dvc pyproject.toml ./
+COPY model ./model
+COPY training ./training
+RUN python -m compileall -q model training
+ARG GIT_COMMIT=unknown
+ENV GIT_COMMIT=${GIT_COMMIT}
+LABEL org.opencontainers.image.title=vargpt-training org.opencontainers.image.revision=${GIT_COMMIT}
+USER 10001:10001
+CMD ["python", "-m", "training.launch", "--help"]
