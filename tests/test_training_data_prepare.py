@@ -1,0 +1,105 @@
+"""Laws of the prepared data: kept pairs stay out of training, splits share no scan, the same seed gives the
+same bytes.
+"""
+
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from training.params import load_params
+from training.prepare import POPE_SETTINGS, prepare
+from training.raw import directory_md5, load_scans, restore
+from training.scenes import DIGITS, TUNING_PAIRS, UNSEEN_PAIRS, split_scans
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def params():
+    smoke = load_params(ROOT / "params.yaml", "smoke").prepare
+    return replace(smoke, scenes=300, understanding=150, drawing=150, text=150, test=300)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raw") / "data"
+    restore(folder, ROOT / "data.dvc")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(params, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepared")
+    prepare(params, 0, data, out, lambda name: None)
+    return out
+
+
+def records(prepared, name):
+    return json.loads((prepared / f"{name}.json").read_text())
+
+
+def shard_facts(prepared, split):
+    with tarfile.open(prepared / "scenes" / f"{split}-00000.tar") as tar:
+        return [json.load(tar.extractfile(m)) for m in tar.getmembers() if m.name.endswith(".json")]
+
+
+def test_kept_pairs_appear_in_no_training_file(prepared):
+    words = [(DIGITS[digit], color) for digit, color in UNSEEN_PAIRS | TUNING_PAIRS]
+    texts = [
+        value if isinstance(value, str) else json.dumps(value)
+        for name in ("understanding/train", "drawing/train", "text/train")
+        for record in records(prepared, name)
+        for value in [json.dumps(record)]
+    ]
+    texts += [json.dumps(facts) for facts in shard_facts(prepared, "train")]
+
+    assert texts
+    for digit, color in words:
+        assert not [text for text in texts if f"{color} {digit}" in text]
+    for facts in shard_facts(prepared, "train"):
+        assert (facts["digit"], facts["color"]) not in UNSEEN_PAIRS | TUNING_PAIRS
+
+
+def test_splits_share_no_scan(prepared, data):
+    splits = {name: set(part.tolist()) for name, part in split_scans(load_scans(data)[1]).items()}
+    for split in ("train", "validation", "test"):
+        used = {record["meta"]["scan"] for record in records(prepared, f"understanding/{split}")}
+        assert used <= splits[split]
+    assert {r["meta"]["scan"] for r in records(prepared, "understanding/test")} == splits["test"]
+    assert {facts["scan"] for facts in shard_facts(prepared, "train")} <= splits["train"]
+
+
+def test_every_pope_setting_asks_as_often_for_what_is_there_as_for_what_is_not(prepared):
+    for setting in POPE_SETTINGS:
+        asked = [r for r in records(prepared, "understanding/test") if r["meta"].get("setting") == setting]
+        answers = [record["conversations"][1]["value"] for record in asked]
+        assert answers.count("Yes.") == answers.count("No.") == 360
+
+
+def test_drawing_prompts_cover_every_combination_with_kept_pairs_marked(prepared):
+    wishes = records(prepared, "drawing/test")
+
+    combinations = {(w["meta"]["digit"], w["meta"]["color"], w["meta"]["background"]) for w in wishes}
+    assert len(combinations) == 300
+    assert sum(w["meta"]["unseen"] for w in wishes) == 75  # 10 test pairs and 5 tuning pairs on 5 backgrounds
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(params, data, prepared, tmp_path):
+    prepare(params, 0, data, tmp_path / "again", lambda name: None)
+    prepare(params, 1, data, tmp_path / "other", lambda name: None)
+
+    assert directory_md5(tmp_path / "again") == directory_md5(prepared)
+    assert directory_md5(tmp_path / "other") != directory_md5(prepared)
+
+
+def test_every_picture_is_named_and_every_name_has_its_picture(prepared):
+    for kind in ("understanding", "drawing"):
+        named = set()
+        for split in ("train", "validation", "test"):
+            for record in records(prepared, f"{kind}/{split}"):
+                named |= {record["image"]} if "image" in record else set(record["images"])
+        lying = {f"images/{path.name}" for path in (prepared / kind / "images").iterdir()}
+        assert named == lying
