@@ -162,7 +162,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "scales": (1, 2, 3, 4),
             "codebook_size": 1024,
             "latent_dim": 16,
-            "channels": (32, 64, 64, 96),
+            "channels": (32, 32, 64, 96),
             "encoder_blocks": 1,
             "decoder_blocks": 1,
             "num_refiners": 3,

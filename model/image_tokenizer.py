@@ -10,18 +10,17 @@ from torch import Tensor, nn
 
 from model.autoencoder import Decoder, Encoder, conv3
 from model.config import ImageTokenizerConfig
-from model.quantizer import MultiScaleQuantizer
+from model.quantizer import MultiScaleQuantizer, Quantized
 
 # Shape legend: B = batch, Z = latent channels, H W = finest grid, N = tokens of one scale, L = tokens of all
 # scales.
 
 
 class Reconstruction(NamedTuple):
-    """One training pass: pixels (not clamped), codes by scale, and the quantizer's loss."""
+    """One training pass: pixels (not clamped) and what the quantizer did."""
 
     pixels: Tensor
-    codes: list[Tensor]
-    loss: Tensor
+    quantized: Quantized
 
 
 class ImageTokenizer(nn.Module):
@@ -61,9 +60,7 @@ class ImageTokenizer(nn.Module):
     def forward(self, pixels_B3HW: Tensor) -> Reconstruction:
         """Pixels to pixels with gradients, for training the tokenizer itself."""
         quantized = self.quantizer(self.latent(pixels_B3HW))
-        return Reconstruction(
-            self.decoder(self.from_latent(quantized.canvas)), quantized.codes, quantized.loss
-        )
+        return Reconstruction(self.decoder(self.from_latent(quantized.canvas)), quantized)
 
 
 @torch.no_grad()

@@ -32,11 +32,15 @@ def refiner_of_scale(num_scales: int, num_refiners: int) -> list[int]:
 
 
 class Quantized(NamedTuple):
-    """What training an image tokenizer needs of one pass; `canvas` carries the gradient straight through."""
+    """What training an image tokenizer needs of one pass; `canvas` carries the gradient straight through.
+
+    `vectors` (P, Z) are what each scale's codes stood for, in the codes' order.
+    """
 
     codes: list[Tensor]
     canvas: Tensor
     loss: Tensor
+    vectors: list[Tensor]
 
 
 class Refiner(nn.Conv2d):
@@ -85,15 +89,17 @@ class MultiScaleQuantizer(nn.Module):
         """Codes of every scale, coarse to fine: each takes up what the coarser ones left over."""
         rest_BZHW, codes = latent_BZHW, []
         for k in range(len(self.scales)):
-            codes.append(self._code_of(rest_BZHW, k))
+            codes.append(self._code_of(self._cells(rest_BZHW, k)))
             rest_BZHW = rest_BZHW - self.lookup(codes[-1], k)
         return codes
 
-    def _code_of(self, rest_BZHW: Tensor, k: int) -> Tensor:
+    def _cells(self, rest_BZHW: Tensor, k: int) -> Tensor:
+        """What is left to express, averaged over the cells of scale k, (B, N, Z)."""
         is_finest = k == len(self.scales) - 1
-        map_BZss = rest_BZHW if is_finest else self.downsample(rest_BZHW, k)
-        vectors_BNZ = map_BZss.flatten(2).mT
-        return self.nearest(vectors_BNZ.flatten(0, 1)).view(vectors_BNZ.shape[:2])
+        return (rest_BZHW if is_finest else self.downsample(rest_BZHW, k)).flatten(2).mT
+
+    def _code_of(self, cells_BNZ: Tensor) -> Tensor:
+        return self.nearest(cells_BNZ.flatten(0, 1)).view(cells_BNZ.shape[:2])
 
     def canvas(self, codes: list[Tensor]) -> Tensor:
         """The sum of what all given scales add, (B, Z, H, W); fewer scales give a coarser picture."""
@@ -116,11 +122,13 @@ class MultiScaleQuantizer(nn.Module):
         term.
         """
         canvas_BZHW, loss, codes = torch.zeros_like(latent_BZHW), latent_BZHW.new_zeros(()), []
-        fixed_BZHW = latent_BZHW.detach()
+        fixed_BZHW, vectors = latent_BZHW.detach(), []
         for k in range(len(self.scales)):
-            codes.append(self._code_of(fixed_BZHW - canvas_BZHW.detach(), k))
+            cells_BNZ = self._cells(fixed_BZHW - canvas_BZHW.detach(), k)
+            vectors.append(cells_BNZ.flatten(0, 1))
+            codes.append(self._code_of(cells_BNZ))
             canvas_BZHW = canvas_BZHW + self.lookup(codes[-1], k)
             commitment = F.mse_loss(canvas_BZHW.detach(), latent_BZHW)
             loss = loss + COMMITMENT_WEIGHT * commitment + F.mse_loss(canvas_BZHW, fixed_BZHW)
         straight_BZHW = latent_BZHW + (canvas_BZHW - latent_BZHW).detach()
-        return Quantized(codes, straight_BZHW, loss / len(self.scales))
+        return Quantized(codes, straight_BZHW, loss / len(self.scales), vectors)
