@@ -1,0 +1,1 @@
+"""Everything that answers: engine, HTTP face, packaging, client."""

@@ -1,0 +1,112 @@
+"""From a folder on disk to a backend that answers: verify, load, start the engine, warm up."""
+
+import asyncio
+import functools
+import json
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.checkpoint import load_model
+from model.generation import Request, generate
+from model.manifest import LINEAGE, MANIFEST, manifest_sha256, verify
+from model.sampling import SamplingParams
+from serving.backend import Backend, Card
+from serving.config import Limits
+from serving.engine import Engine
+from serving.guarded import GuardedProcessor
+from serving.jobs import Finished
+from serving.packaging import NAME
+from serving.prompts import PromptWriter
+
+logger = logging.getLogger(__name__)
+
+UNREGISTERED = "unregistered"
+WARM_UP_SECONDS = 600.0
+
+
+def load_backend(
+    folder: Path,
+    limits: Limits,
+    *,
+    facts: dict[str, Any] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Backend:
+    """Loads a published model and answers a first request with it.
+
+    Args:
+        facts: What the caller knows of the origin beyond the record beside the weights.
+        device: As torch names it; by default the first GPU, or the CPU when there is none.
+        dtype: Name of a torch dtype; by default as saved.
+    """
+    started = time.monotonic()
+    folder = Path(folder)
+    verify(folder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, processor = load_model(folder, dtype=_torch_dtype(dtype), device=device)
+    model.eval()
+    card = _card(folder, model.config.image_size, facts or {})
+    engine = Engine(functools.partial(generate, model), limits)
+    engine.start()
+    context = model.config.text_config.max_position_embeddings
+    guarded = GuardedProcessor(processor)
+    prompts = PromptWriter(guarded, limits, image_size=model.config.image_size, context=context)
+    warm_up(engine, prompts)
+    logger.info("model %s ready on %s in %.1f s", card.version, device, time.monotonic() - started)
+    return Backend(card, engine, prompts, guarded, asyncio.Semaphore(limits.preparing_requests))
+
+
+def warm_up(engine: Engine, prompts: PromptWriter) -> None:
+    """Writes some text and draws one picture, so that the first client does not wait for compilation."""
+    params = SamplingParams(max_new_tokens=2, max_images=1)
+    messages = [{"role": "user", "content": "Draw a picture."}]
+    text = prompts.write(messages, params)
+    picture = prompts.write(messages, params, force_image=True)
+    _run([text, picture], engine)
+
+
+def _run(requests: list[Request], engine: Engine) -> None:
+    done = threading.Event()
+    failures: list[Exception] = []
+    remaining = set(range(len(requests)))
+
+    def listen(index: int, news: object) -> None:
+        if isinstance(news, Exception):
+            failures.append(news)
+        if isinstance(news, Exception | Finished):
+            remaining.discard(index)
+        if not remaining:
+            done.set()
+
+    engine.submit(requests, listen)
+    if not done.wait(WARM_UP_SECONDS):
+        raise ValueError(f"the model did not answer within {WARM_UP_SECONDS:g} seconds")
+    if failures:
+        raise failures[0]
+
+
+def _card(folder: Path, image_size: int, facts: dict[str, Any]) -> Card:
+    path = folder / LINEAGE
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    lineage = {**record, **facts, "weights_sha256": manifest_sha256(folder)}
+    return Card(
+        id=NAME,
+        version=str(lineage.get("model_version") or UNREGISTERED),
+        created=int((folder / MANIFEST).stat().st_mtime),
+        image_size=image_size,
+        lineage=lineage,
+    )
+
+
+def _torch_dtype(name: str | None) -> torch.dtype | None:
+    if name is None:
+        return None
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"VARGPT_DTYPE must name a torch dtype such as bfloat16, got {name!r}")
+    return dtype

@@ -1,0 +1,83 @@
+"""The BentoML service: reads the environment, loads the model beside the server, mounts the HTTP face."""
+
+import importlib
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import bentoml
+
+from serving.app import create_app
+from serving.backend import Slot
+from serving.config import Limits
+from serving.packaging import NAME, WEIGHTS
+
+logger = logging.getLogger(__name__)
+
+LIMITS = Limits.from_environment(os.environ)
+SLOT = Slot()
+TRAFFIC_MARGIN_SECONDS = 30.0  # our own deadline answers first, in our own shape
+
+
+@bentoml.asgi_app(create_app(SLOT, LIMITS), path="/")
+@bentoml.service(
+    name=NAME,
+    workers=1,  # one process owns the device; more replicas, not more workers
+    traffic={"timeout": LIMITS.deadline_seconds + LIMITS.body_seconds + TRAFFIC_MARGIN_SECONDS},
+    logging={"access": {"skip_paths": ["/metrics", "/healthz", "/livez", "/readyz"]}},
+)
+class VargptService:
+    """Answers chats with text and pictures; POST /v1/chat/completions and /v1/images/generations."""
+
+    def __init__(self) -> None:
+        loading = threading.Thread(target=self._load, name="vargpt-loading", daemon=True)
+        loading.start()
+
+    def _load(self) -> None:
+        try:
+            # Imported here, by the one process that runs the model: BentoML's supervisor imports this module
+            # as well, just to read its settings, and would wait for torch.
+            load_backend = importlib.import_module("serving.loading").load_backend
+            folder, facts = _find_model(os.environ.get("VARGPT_MODEL"))
+            SLOT.backend = load_backend(
+                folder,
+                LIMITS,
+                facts=facts,
+                device=os.environ.get("VARGPT_DEVICE"),
+                dtype=os.environ.get("VARGPT_DTYPE"),
+            )
+        except Exception as error:  # the border of the thread: the reason must reach log, clients and probes
+            logger.exception("the model could not be loaded")
+            SLOT.failure = str(error) or type(error).__name__
+
+    async def __is_ready__(self) -> bool:
+        return SLOT.backend is not None and SLOT.backend.engine.alive
+
+    async def __is_alive__(self) -> bool:
+        if SLOT.backend is None:
+            return SLOT.failure is None
+        return SLOT.backend.engine.alive
+
+    def __metrics__(self, text: str) -> str:
+        if SLOT.backend is None:
+            return text
+        engine = SLOT.backend.engine
+        return text + engine.meters.render(queue_length=engine.num_waiting, running=engine.num_running)
+
+    @bentoml.on_shutdown
+    def _drain(self) -> None:
+        if SLOT.backend is not None:
+            SLOT.backend.engine.drain(LIMITS.deadline_seconds)
+
+
+def _find_model(named: str | None) -> tuple[Path, dict[str, Any]]:
+    """Folder of the weights, and what the bento knows: the named one, the bento's, or the store's newest."""
+    if named:
+        return Path(named), {}
+    bento = VargptService.bento
+    if bento is None:
+        return Path(bentoml.models.get(NAME).path) / WEIGHTS, {}
+    stored = bentoml.models.get(bento.info.all_models[0].tag)
+    return Path(stored.path) / WEIGHTS, {"bento_tag": str(bento.tag)}
