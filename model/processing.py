@@ -136,7 +136,7 @@ class VargptProcessor(ProcessorMixin):
             pixel_values=self._vision(inputs) if inputs else None,
             params=params or SamplingParams(),
             force_image=force_image,
-            generation_pixel_values=self._drawn(drawn) if drawn else None,
+            generation_pixel_values=self.drawn(drawn) if drawn else None,
         )
 
     def _pictures(self, messages: Conversation) -> tuple[list[Image.Image], list[Image.Image]]:
@@ -186,7 +186,7 @@ class VargptProcessor(ProcessorMixin):
             torch.cat(ids),
             torch.cat(labels),
             self._vision([image for kind, image in paired if kind == IMAGE]),
-            self._drawn([image for kind, image in paired if kind == IMAGE_GEN]),
+            self.drawn([image for kind, image in paired if kind == IMAGE_GEN]),
         )
 
     def _pieces(self, messages: Conversation) -> list[tuple[str, bool]]:
@@ -203,7 +203,7 @@ class VargptProcessor(ProcessorMixin):
         prompt = torch.tensor(self.null_prompt())
         ids = torch.cat([prompt, self._ids(IMAGE_GEN)])
         return Encoded(
-            ids, torch.full_like(ids, IGNORED), self._vision([]), self._drawn([image]), is_dropped=True
+            ids, torch.full_like(ids, IGNORED), self._vision([]), self.drawn([image]), is_dropped=True
         )
 
     def _asked(self, ids: Tensor) -> Tensor:
@@ -219,7 +219,8 @@ class VargptProcessor(ProcessorMixin):
         rows = [vision_pixels(image, self.image_size) for image in pictures]
         return torch.stack(rows) if rows else torch.zeros(0, 3, self.image_size, self.image_size)
 
-    def _drawn(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def drawn(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Pictures to be drawn as the image tokenizer takes them, (G, 3, H, W) in [-1, 1]."""
         rows = [drawn_pixels(image, self.drawn_size, self.crop_margin) for image in pictures]
         return torch.stack(rows) if rows else torch.zeros(0, 3, self.drawn_size, self.drawn_size)
 

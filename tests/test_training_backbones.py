@@ -9,11 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+from model.backbones import VisionTower
 from model.config import preset
 from model.image_tokenizer import ImageTokenizer
+from model.visual_decoder import VisualDecoder
+from training.backbone_decoder import pool_codes, train_decoder
 from training.backbone_tokenizer import CodebookAverage, psnr, train_tokenizer
-from training.params import TokenizerParams
-from training.scene_pool import batch_at, read_pool
+from training.backbone_vision import accuracies, in_random_colors, train_vision
+from training.params import DecoderParams, TokenizerParams, VisionParams
+from training.scene_pool import ScenePool, batch_at, read_pool
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +91,55 @@ def test_entries_that_nobody_chooses_are_put_where_vectors_are():
     assert revived == 1023
     torch.testing.assert_close(codebook.codebook_VZ[0], vectors.mean(0), atol=0.2, rtol=0.05)
     assert (codebook.codebook_VZ[1:].mean(1) > 4).all()
+
+
+def schedule(**more):
+    return {"steps": 12, "batch": 8, "lr": 2e-3, "warmup": 2, "ema": 0.9} | more
+
+
+def test_the_vision_tower_learns_what_a_scene_shows(pool):
+    config = preset("tiny")
+    torch.manual_seed(0)
+    tower = VisionTower(config.vision_config, config.vision_feature_layer, "full")
+    losses = []
+
+    heads = train_vision(
+        tower, pool, VisionParams(**schedule(random_colors=0.5)), 0, lambda step, parts: losses.append(parts)
+    )
+
+    assert losses[-1]["background"] < 0.5 * losses[0]["background"]
+    assert accuracies(tower, heads, pool)["background"] == 1.0
+    assert not any(parameter.requires_grad for parameter in tower.parameters())
+
+
+def test_random_colors_keep_the_shape_and_change_the_palette():
+    ink = torch.zeros(32, 32)
+    ink[8:20, 10:14] = 1
+    red, gray = torch.tensor([222.0, 28, 36]), torch.tensor([130.0, 130, 130])
+    pixels = (ink * red[:, None, None] + (1 - ink) * gray[:, None, None]).round().to(torch.uint8)[None]
+    pool = ScenePool(pixels, torch.tensor([1]), torch.tensor([0]), torch.tensor([2]))
+
+    shown = in_random_colors(pool, torch.tensor([0]))[0]
+
+    front, back = shown[:, 10, 12], shown[:, 0, 0]
+    assert (front - back).abs().max() > 0.3
+    torch.testing.assert_close(shown, back[:, None, None] + ink * (front - back)[:, None, None])
+
+
+def test_the_decoder_learns_codes_and_leaves_the_start_embedding_alone(pool):
+    config = preset("tiny")
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(config.image_tokenizer_config).eval()
+    decoder = VisualDecoder(config.visual_decoder_config, config.image_tokenizer_config)
+    losses = []
+
+    def report(step, parts):
+        losses.append(parts["codes"])
+
+    condition = train_decoder(decoder, tokenizer, pool, DecoderParams(**schedule(drop=0.5)), 0, report)
+
+    assert losses[-1] < losses[0]
+    dropped = condition(pool, torch.arange(2), torch.tensor([True, False]))
+    assert torch.equal(dropped[0], condition.null)
+    assert not torch.equal(dropped[1], condition.null)
+    assert pool_codes(tokenizer, pool).shape == (64, 30)

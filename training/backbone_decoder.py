@@ -1,0 +1,78 @@
+"""The class-conditional visual decoder of a tiny model: what VAR-d30 is to the published one.
+
+The condition is the sum of an embedding of digit, colour and background, or a null vector, as classes are in
+VAR.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.image_tokenizer import ImageTokenizer, flat_codes
+from model.visual_decoder import VisualDecoder
+from training.fit import Report, fit
+from training.params import DecoderParams
+from training.scene_pool import ScenePool, batch_at
+from training.scenes import BACKGROUNDS, COLORS
+
+# Shape legend: S = scenes, B = batch, L = tokens of the pyramid, C = decoder width, V = codebook size.
+
+ENCODE_BATCH = 250
+
+
+class SceneCondition(nn.Module):
+    """Digit, colour and background as one vector; thrown away when the language model takes its place."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Embedding(n, width) for n in (10, len(COLORS), len(BACKGROUNDS)))
+        self.null = nn.Parameter(torch.zeros(width))
+        for part in self.parts:
+            nn.init.normal_(part.weight, std=width**-0.5)
+
+    def forward(self, pool: ScenePool, index_B: Tensor, dropped_B: Tensor) -> Tensor:
+        attributes = (pool.digits, pool.colors, pool.backgrounds)
+        cond_BC = sum(part(values[index_B]) for part, values in zip(self.parts, attributes, strict=True))
+        return torch.where(dropped_B[:, None], self.null, cond_BC)
+
+
+def pool_codes(tokenizer: ImageTokenizer, pool: ScenePool) -> Tensor:
+    """Codes of every scene, (S, L)."""
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = [
+            flat_codes(tokenizer, pool.pixels_at(index))
+            for index in torch.arange(len(pool)).split(ENCODE_BATCH)
+        ]
+    return torch.cat(parts)
+
+
+def train_decoder(
+    decoder: VisualDecoder,
+    tokenizer: ImageTokenizer,
+    pool: ScenePool,
+    params: DecoderParams,
+    seed: int,
+    report: Report,
+) -> SceneCondition:
+    """Train in place; the condition that it was trained with, for measuring."""
+    torch.manual_seed(seed)
+    decoder.initialize()
+    condition = SceneCondition(decoder.config.width)
+    codes_SL = pool_codes(tokenizer, pool)
+    decoder.requires_grad_(True).train()
+
+    def losses_at(step: int) -> dict[str, Tensor]:
+        index_B = batch_at(step, params.batch, len(pool), seed)
+        codes_BL = codes_SL[index_B]
+        cond_BC = condition(pool, index_B, torch.rand(len(index_B)) < params.drop)
+        with torch.no_grad():
+            seen = tokenizer.quantizer.seen(tokenizer.split(codes_BL))
+        logits_BLV = decoder(cond_BC, seen)
+        return {"codes": F.cross_entropy(logits_BLV.flatten(0, 1).float(), codes_BL.flatten())}
+
+    # The start embedding belongs to VARGPT's own stages.
+    decoder.start_embedding.requires_grad_(False)
+    learning = [p for p in (*decoder.parameters(), *condition.parameters()) if p.requires_grad]
+    fit(learning, params, seed, losses_at, report).keep()
+    decoder.requires_grad_(False).eval()
+    return condition
