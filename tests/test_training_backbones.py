@@ -16,6 +16,7 @@ from model.visual_decoder import VisualDecoder
 from training.backbone_decoder import pool_codes, train_decoder
 from training.backbone_tokenizer import CodebookAverage, psnr, train_tokenizer
 from training.backbone_vision import accuracies, in_random_colors, train_vision
+from training.fit import Course
 from training.params import DecoderParams, TokenizerParams, VisionParams
 from training.scene_pool import ScenePool, batch_at, read_pool
 
@@ -64,7 +65,8 @@ def train(pool, steps, seed=0):
         steps=steps, batch=8, lr=2e-3, warmup=2, ema=0.9, codebook_decay=0.9, revive_every=5
     )
     losses = []
-    train_tokenizer(tokenizer, pool, params, seed, lambda step, parts: losses.append(sum(parts.values())))
+    course = Course(seed=seed, report=lambda step, parts: losses.append(sum(parts.values())))
+    train_tokenizer(tokenizer, pool, params, course)
     return tokenizer, losses
 
 
@@ -103,9 +105,8 @@ def test_the_vision_tower_learns_what_a_scene_shows(pool):
     tower = VisionTower(config.vision_config, config.vision_feature_layer, "full")
     losses = []
 
-    heads = train_vision(
-        tower, pool, VisionParams(**schedule(random_colors=0.5)), 0, lambda step, parts: losses.append(parts)
-    )
+    course = Course(seed=0, report=lambda step, parts: losses.append(parts))
+    heads = train_vision(tower, pool, VisionParams(**schedule(random_colors=0.5)), course)
 
     assert losses[-1]["background"] < 0.5 * losses[0]["background"]
     assert accuracies(tower, heads, pool)["background"] == 1.0
@@ -136,7 +137,9 @@ def test_the_decoder_learns_codes_and_leaves_the_start_embedding_alone(pool):
     def report(step, parts):
         losses.append(parts["codes"])
 
-    condition = train_decoder(decoder, tokenizer, pool, DecoderParams(**schedule(drop=0.5)), 0, report)
+    condition = train_decoder(
+        decoder, tokenizer, pool, DecoderParams(**schedule(drop=0.5)), Course(seed=0, report=report)
+    )
 
     assert losses[-1] < losses[0]
     dropped = condition(pool, torch.arange(2), torch.tensor([True, False]))

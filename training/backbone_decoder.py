@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.image_tokenizer import ImageTokenizer, flat_codes
 from model.visual_decoder import VisualDecoder
-from training.fit import Report, fit
+from training.fit import Course, fit
 from training.params import DecoderParams
 from training.scene_pool import ScenePool, batch_at
 from training.scenes import BACKGROUNDS, COLORS
@@ -38,12 +38,8 @@ class SceneCondition(nn.Module):
 
 def pool_codes(tokenizer: ImageTokenizer, pool: ScenePool) -> Tensor:
     """Codes of every scene, (S, L)."""
-    with torch.autocast("cpu", torch.bfloat16):
-        parts = [
-            flat_codes(tokenizer, pool.pixels_at(index))
-            for index in torch.arange(len(pool)).split(ENCODE_BATCH)
-        ]
-    return torch.cat(parts)
+    batches = torch.arange(len(pool)).split(ENCODE_BATCH)
+    return torch.cat([flat_codes(tokenizer, pool.pixels_at(index_B)) for index_B in batches])
 
 
 def train_decoder(
@@ -51,18 +47,18 @@ def train_decoder(
     tokenizer: ImageTokenizer,
     pool: ScenePool,
     params: DecoderParams,
-    seed: int,
-    report: Report,
+    course: Course,
 ) -> SceneCondition:
     """Train in place; the condition that it was trained with, for measuring."""
-    torch.manual_seed(seed)
+    torch.manual_seed(course.seed)
     decoder.initialize()
     condition = SceneCondition(decoder.config.width)
-    codes_SL = pool_codes(tokenizer, pool)
+    with course.autocast():
+        codes_SL = pool_codes(tokenizer, pool)
     decoder.requires_grad_(True).train()
 
     def losses_at(step: int) -> dict[str, Tensor]:
-        index_B = batch_at(step, params.batch, len(pool), seed)
+        index_B = batch_at(step, params.batch, len(pool), course.seed)
         codes_BL = codes_SL[index_B]
         cond_BC = condition(pool, index_B, torch.rand(len(index_B)) < params.drop)
         with torch.no_grad():
@@ -73,6 +69,6 @@ def train_decoder(
     # The start embedding belongs to VARGPT's own stages.
     decoder.start_embedding.requires_grad_(False)
     learning = [p for p in (*decoder.parameters(), *condition.parameters()) if p.requires_grad]
-    fit(learning, params, seed, losses_at, report).keep()
+    fit(learning, params, course, losses_at).keep()
     decoder.requires_grad_(False).eval()
     return condition

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.image_tokenizer import ImageTokenizer
-from training.fit import Report, fit
+from training.fit import Course, fit
 from training.params import TokenizerParams
 from training.scene_pool import ScenePool, batch_at
 
@@ -62,18 +62,18 @@ class CodebookAverage:
 
 
 def train_tokenizer(
-    tokenizer: ImageTokenizer, pool: ScenePool, params: TokenizerParams, seed: int, report: Report
+    tokenizer: ImageTokenizer, pool: ScenePool, params: TokenizerParams, course: Course
 ) -> None:
     """Train in place; the published weights are the average over the last steps."""
     codebook = CodebookAverage(tokenizer, params.codebook_decay)
     tokenizer.train()
-    torch.manual_seed(seed)
+    torch.manual_seed(course.seed)
     with torch.no_grad():
         first = tokenizer.latent(pool.pixels_at(torch.arange(min(FIRST_BATCH, len(pool)))))
         codebook.start_from(first.flatten(2).mT.flatten(0, 1))
 
     def losses_at(step: int) -> dict[str, Tensor]:
-        pixels_B3HW = pool.pixels_at(batch_at(step, params.batch, len(pool), seed))
+        pixels_B3HW = pool.pixels_at(batch_at(step, params.batch, len(pool), course.seed))
         made = tokenizer(pixels_B3HW)
         vectors_PZ = codebook.update(made.quantized.codes, made.quantized.vectors)
         if step % params.revive_every == params.revive_every - 1 and step < REVIVE_SHARE * params.steps:
@@ -85,7 +85,8 @@ def train_tokenizer(
         }
 
     learning = [parameter for parameter in tokenizer.parameters() if parameter.requires_grad]
-    fit(learning, params, seed, losses_at, report).keep()
+    others = (codebook.codebook_VZ, codebook.members_V, codebook.sums_VZ)
+    fit(learning, params, course, losses_at, others).keep()
     tokenizer.requires_grad_(False).eval()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.backbones import VisionTower
 from model.transforms import CLIP_MEAN, CLIP_STD
-from training.fit import Report, fit
+from training.fit import Course, fit
 from training.params import VisionParams
 from training.scene_pool import ScenePool, batch_at
 from training.scenes import BACKGROUNDS, COLORS
@@ -68,17 +68,15 @@ def clip_normalized(pixels_B3HW: Tensor) -> Tensor:
     return (pixels_B3HW - mean) / std
 
 
-def train_vision(
-    tower: VisionTower, pool: ScenePool, params: VisionParams, seed: int, report: Report
-) -> AttributeHeads:
+def train_vision(tower: VisionTower, pool: ScenePool, params: VisionParams, course: Course) -> AttributeHeads:
     """Train in place; the heads that read it, for measuring."""
-    torch.manual_seed(seed)
+    torch.manual_seed(course.seed)
     heads = AttributeHeads(tower.clip.config.hidden_size)
     tower.requires_grad_(True).train()
     num_random = round(params.random_colors * params.batch)
 
     def losses_at(step: int) -> dict[str, Tensor]:
-        index_B = batch_at(step, params.batch, len(pool), seed)
+        index_B = batch_at(step, params.batch, len(pool), course.seed)
         plain_B, random_B = index_B[num_random:], index_B[:num_random]
         pixels = torch.cat([in_random_colors(pool, random_B), pool.pixels[plain_B].float() / 255])
         digit, color, background = heads(tower(clip_normalized(pixels)))
@@ -89,7 +87,7 @@ def train_vision(
         }
 
     learning = [p for p in (*tower.parameters(), *heads.parameters()) if p.requires_grad]
-    fit(learning, params, seed, losses_at, report).keep()
+    fit(learning, params, course, losses_at).keep()
     tower.requires_grad_(False).eval()
     return heads
 

@@ -1,0 +1,153 @@
+"""Chains of work side by side, each in a process of its own with one thread, and their news in one place.
+
+One thread in each of two processes does more on two cores than two threads in one: small matrices leave a
+second thread waiting.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.synchronize import Event
+from typing import Any
+
+import torch
+
+from training.fit import Interrupted
+
+PartReport = Callable[[str, int, dict[str, float]], None]
+
+POLL_SECONDS = 0.2
+# A chain that was asked to stop saves first; one that takes longer is ended.
+PATIENCE_SECONDS = 60.0
+ORPHANED = 70
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a chain has of its parent: where news go, and whether to stop."""
+
+    connection: Connection
+    stop: Event
+
+    def report(self, part: str, step: int, losses: dict[str, float]) -> None:
+        """News of one step of one part."""
+        self.connection.send(("step", part, step, losses))
+
+    def should_stop(self) -> bool:
+        """Whether the parent, or a signal, wants this chain to end."""
+        return self.stop.is_set()
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """How the block ended is told to the parent; errors go on their way."""
+        try:
+            yield
+        except Interrupted as interrupted:
+            self.connection.send(("stopped", str(interrupted)))
+        except (ValueError, OSError, RuntimeError) as error:
+            self.connection.send(("failed", isinstance(error, ValueError), str(error)))
+            raise
+        else:
+            self.connection.send(("done",))
+
+
+Chain = Callable[[Link], None]
+
+
+def _run(chain: Chain, link: Link) -> None:
+    """The life of one process."""
+    torch.set_num_threads(1)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: link.stop.set())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with link.telling():
+        chain(link)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed may start again at once: an orphan must not write beside its successor."""
+    multiprocessing.parent_process().join()
+    os._exit(ORPHANED)
+
+
+class Chains:
+    """Processes that run chains, from start to end.
+
+    Args:
+        chains: By name; they and what they hold must be picklable.
+    """
+
+    def __init__(self, chains: Mapping[str, Chain]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.stop = context.Event()
+        self.processes: dict[Connection, Any] = {}
+        self.ends: dict[Connection, tuple] = {}
+        for name, chain in chains.items():
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_run, args=(chain, Link(theirs, self.stop)), name=name)
+            process.start()
+            # The child holds the only other end: when it dies, reading says so.
+            theirs.close()
+            self.processes[ours] = process
+
+    def follow(self, report: PartReport, should_stop: Callable[[], bool]) -> None:
+        """Pass on reports until every chain has ended; the first that does not end well stops the others."""
+        while running := self.processes.keys() - self.ends.keys():
+            if should_stop():
+                self.stop.set()
+            for connection in wait(list(running), POLL_SECONDS):
+                kind, *news = self._received(connection)
+                if kind == "step":
+                    report(*news)
+                    continue
+                self.ends[connection] = (kind, *news)
+                if kind != "done":
+                    self.stop.set()
+
+    def _received(self, connection: Connection) -> tuple:
+        try:
+            return connection.recv()
+        except EOFError:
+            process = self.processes[connection]
+            process.join(PATIENCE_SECONDS)
+            return "failed", False, f"the process of the {process.name} ended with code {process.exitcode}"
+
+    def close(self) -> None:
+        """No process is left, whatever happened."""
+        self.stop.set()
+        for connection, process in self.processes.items():
+            with suppress(EOFError):
+                while process.is_alive() and connection.poll(PATIENCE_SECONDS):
+                    connection.recv()
+            process.join(PATIENCE_SECONDS)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            connection.close()
+
+
+def run_chains(chains: Mapping[str, Chain], report: PartReport, should_stop: Callable[[], bool]) -> None:
+    """Run chains side by side to their ends.
+
+    Raises:
+        ValueError: what the user must mend, as the chain said it.
+        RuntimeError: anything else that ended a chain.
+        Interrupted: asked to stop; everything up to here is kept.
+    """
+    running = Chains(chains)
+    try:
+        running.follow(report, should_stop)
+    finally:
+        running.close()
+    ends = list(running.ends.values())
+    for kind, *news in ends:
+        if kind == "failed":
+            raise (ValueError if news[0] else RuntimeError)(news[1])
+    for kind, *news in ends:
+        if kind == "stopped":
+            raise Interrupted(news[0])

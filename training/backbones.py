@@ -1,0 +1,91 @@
+"""The parts that VARGPT starts from: trained from nothing for `tiny`, imported for `7b`."""
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from model.config import preset
+from model.modeling import VargptForConditionalGeneration
+from model.processing import VargptProcessor
+from training.backbone_chains import PARTS, Task, drawing_chain, reading_chain
+from training.backbone_keeper import never
+from training.backbone_language import learn_text_tokenizer, tiny_processor
+from training.backbone_processes import PartReport, run_chains
+from training.fit import Interrupted
+from training.loop import Stopped
+from training.params import Params
+
+# The preset whose parts are small enough to be trained from nothing.
+TRAINED_PRESET = "tiny"
+CHECKPOINT_EVERY = 100
+
+
+def make_backbones(
+    params: Params,
+    prepared: Path,
+    folder: Path,
+    report: PartReport,
+    should_stop: Callable[[], bool] = never,
+    identity: str = "",
+    checkpoint_every: int = CHECKPOINT_EVERY,
+) -> tuple[VargptForConditionalGeneration, VargptProcessor]:
+    """Train all parts, or go on with what `folder/parts` keeps of them, and put them together.
+
+    Two parts learn at a time. The same parameters and data give the same weights, bit for bit, however often
+    the run was stopped.
+
+    Args:
+        report: Called with part, step counted from 0, and losses.
+        identity: Names whatever the parts depend on besides parameters and prepared data.
+
+    Raises:
+        ValueError: what the user must mend.
+        RuntimeError: a process that trained a part has died.
+        Stopped: asked to stop; everything up to here is kept.
+    """
+    if params.preset != TRAINED_PRESET:
+        raise ValueError(
+            f"preset {params.preset!r} is not trained from nothing; "
+            "import published weights with: vargpt import-weights"
+        )
+    text_tokenizer = learn_text_tokenizer(prepared, preset(params.preset))
+    task = Task(
+        preset=params.preset,
+        params=params.backbones,
+        prepared=prepared,
+        parts=folder / "parts",
+        seed=params.seed,
+        precision=params.precision,
+        identity=f"{identity} {_prepared_sha256(prepared)}",
+        text_tokenizer=text_tokenizer,
+        checkpoint_every=checkpoint_every,
+    )
+    chains = {"drawing chain": partial(drawing_chain, task), "reading chain": partial(reading_chain, task)}
+    try:
+        run_chains(chains, report, should_stop)
+    except Interrupted as interrupted:
+        raise Stopped(f"backbones {interrupted}") from None
+    return assemble(task)
+
+
+def _prepared_sha256(prepared: Path) -> str:
+    """The hash of what the data says of itself, empty where it says nothing."""
+    summary = prepared / "summary.json"
+    return hashlib.sha256(summary.read_bytes()).hexdigest() if summary.is_file() else ""
+
+
+def assemble(task: Task) -> tuple[VargptForConditionalGeneration, VargptProcessor]:
+    """The model of all parts that `task` has learned; projectors as they begin."""
+    config = preset(task.preset)
+    processor = tiny_processor(config, task.text_tokenizer)
+    config.null_prompt = processor.null_prompt()
+    torch.manual_seed(task.seed)
+    model = VargptForConditionalGeneration(config)
+    for name, path in PARTS.items():
+        weights = task.keeper(name, never).finished()
+        assert weights is not None, f"{name} is not done"
+        model.get_submodule(path).load_state_dict(weights)
+    return model.eval(), processor
