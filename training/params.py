@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 SIZES = ("tiny", "smoke")
+PRECISIONS = ("no", "bf16")
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,12 @@ class BackboneParams:
 
 @dataclass(frozen=True)
 class StageParams(ScheduleParams):
-    """One stage: schedule, weights of the two losses, share of dropped prompts, and the mixture of data."""
+    """One stage: schedule, weights of the two losses, share of dropped prompts, and the mixture of data.
 
+    `micro_batch` samples of similar length go through the model together; gradients of a step add up.
+    """
+
+    micro_batch: int
     checkpoint_every: int
     text_weight: float
     image_weight: float
@@ -91,10 +96,11 @@ class PromoteParams:
 
 @dataclass(frozen=True)
 class Params:
-    """Everything that a run needs to know."""
+    """Everything that a run needs to know; `precision` is `bf16` (matrix products in bfloat16) or `no`."""
 
     size: str
     preset: str
+    precision: str
     seed: int
     prepare: PrepareParams
     backbones: BackboneParams
@@ -121,7 +127,10 @@ def load_params(path: Path, size: str | None = None) -> Params:
         raise ValueError(f"size must be one of {list(SIZES)}, got {values['size']!r}")
     if values["size"] == "smoke":
         values = _merged(values, smoke)
-    return _record(Params, values, "")
+    params = _record(Params, values, "")
+    if params.precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {params.precision!r}")
+    return params
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

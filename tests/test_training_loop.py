@@ -1,0 +1,160 @@
+"""Laws of the training loop: it can be killed at any step and ends with the weights it would have had."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training_fixtures import ROOT, write_params, write_volume
+
+STEPS = 8
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory):
+    """A folder that a stage can run in; tests copy it."""
+    folder = tmp_path_factory.mktemp("volume")
+    write_params(folder, steps=STEPS, batch=8, warmup=2, checkpoint_every=2)
+    write_volume(folder)
+    return folder
+
+
+@pytest.fixture
+def place(volume, tmp_path):
+    return shutil.copytree(volume, tmp_path / "volume")
+
+
+def start(place, *options, module="training.train", stage="stage1"):
+    # Without a database: the spool alone is enough here, and MLflow takes seconds.
+    command = [sys.executable, "-m", module, stage, "--size", "smoke", "--tracking-uri", "http://127.0.0.1:9"]
+    environment = {**os.environ, **ENVIRONMENT}
+    return subprocess.Popen(
+        [*command, *options], cwd=place, env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process, code=0):
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == code, errors
+    return errors
+
+
+def weights(place):
+    return load_file(place / "outputs/stage1/model/model.safetensors")
+
+
+def committed(place):
+    return sorted(int(m.parent.name[5:]) for m in place.glob("outputs/stage1/*/step_*/COMPLETE"))
+
+
+def wait_for_step(place, step):
+    deadline = time.monotonic() + 120
+    while step not in committed(place):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(volume, tmp_path_factory):
+    """The weights of a run that nothing disturbed."""
+    place = shutil.copytree(volume, tmp_path_factory.mktemp("whole") / "volume")
+    finish(start(place))
+    return weights(place)
+
+
+def test_a_run_killed_twice_ends_with_the_same_weights_bit_for_bit(place, uninterrupted):
+    for step in (2, 4):
+        process = start(place)
+        wait_for_step(place, step)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (place / "artifacts/stage1.json").exists()
+    finish(start(place))
+    assert same(weights(place), uninterrupted)
+    assert not committed(place), "checkpoints have served once the model is published"
+
+
+def test_only_what_the_stage_names_has_learned(place, uninterrupted):
+    before = load_file(place / "outputs/backbones/model/model.safetensors")
+    changed = {key for key in before if not torch.equal(before[key], uninterrupted[key])}
+    allowed = ("generation_input_projector", "generation_output_projector", "visual_decoder.start_embedding")
+    assert changed and all(key.startswith(allowed) for key in changed)
+
+
+def test_a_run_asked_to_stop_saves_and_ends_with_143_and_goes_on(place, uninterrupted):
+    process = start(place)
+    wait_for_step(place, 2)
+    process.send_signal(signal.SIGTERM)
+    assert "stopped after" in finish(process, 143)
+    assert max(committed(place)) >= 2
+    finish(start(place))
+    assert same(weights(place), uninterrupted)
+
+
+def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_used(place, uninterrupted):
+    process = start(place)
+    wait_for_step(place, 4)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    newest = place.glob(f"outputs/stage1/*/step_{max(committed(place))}")
+    tensors = next(newest) / "tensors.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[len(content) // 2] ^= 1
+    tensors.write_bytes(content)
+    errors = finish(start(place))
+    assert str(tensors.parent.name) in errors and "damaged" in errors
+    assert same(weights(place), uninterrupted)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(place, uninterrupted):
+    finish(start(place, "--nproc", "2", module="training.launch"))
+    both = weights(place)
+    for key, value in uninterrupted.items():
+        torch.testing.assert_close(both[key], value, rtol=0, atol=2e-3, msg=key)
+
+
+def test_what_mlflow_could_not_take_waits_in_the_spool(place):
+    finish(start(place))
+    [spool] = place.glob("spool/*.jsonl")
+    kinds = {json.loads(line)["kind"] for line in spool.read_text().splitlines()}
+    assert {"start", "metrics", "dataset", "image", "finish"} <= kinds
+
+
+@pytest.mark.parametrize(
+    ("damage", "names"),
+    [
+        (lambda place: shutil.rmtree(place / "outputs/backbones"), "backbones"),
+        (lambda place: (place / "outputs/backbones/model/config.json").unlink(), "config.json"),
+        (lambda place: (place / "prepared/drawing/train.json").unlink(), "drawing/train.json"),
+        (lambda place: (place / "params.yaml").write_text("size: smoke\nspeed: 3\n"), "speed"),
+    ],
+)
+def test_what_the_user_must_mend_is_named_in_one_line_with_exit_code_2(place, damage, names):
+    damage(place)
+    errors = finish(start(place), 2)
+    [line] = [line for line in errors.splitlines() if "error: " in line]
+    assert names in line and "Traceback" not in errors
+
+
+def test_another_recipe_does_not_go_on_from_these_checkpoints(place, uninterrupted):
+    process = start(place)
+    wait_for_step(place, 4)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    write_params(Path(place), steps=STEPS, batch=8, warmup=2, checkpoint_every=2, lr=1e-4)
+    finish(start(place))
+    assert not same(weights(place), uninterrupted)

@@ -1,0 +1,73 @@
+"""The prepared data of a stage by name, and its samples as tensors in an order fixed by the sample number."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from model.processing import Encoded, VargptProcessor
+from training.faults import FaultLog
+from training.mixture import Mixture
+from training.params import StageParams
+from training.readers import open_dataset
+from training.samples import Sample
+
+KINDS = ("understanding", "drawing", "text")
+# Encoded samples are kept up to here: small data sets are read from the disk once.
+CACHE_BYTES = 1 << 30
+
+
+def open_mixture(prepared: Path, weights: Mapping[str, float], seed: int, faults: FaultLog) -> Mixture:
+    """The training split of every kind of prepared data, drawn by weight; ValueError for an unknown name."""
+    if unknown := sorted(weights.keys() - set(KINDS)):
+        raise ValueError(f"mixture names {unknown[0]!r}; known: {', '.join(KINDS)}")
+    parts = []
+    for name, weight in weights.items():
+        path = prepared / name / "train.json"
+        if not path.is_file():
+            raise ValueError(f"no prepared data at {path}; make it with: vargpt data prepare")
+        parts.append((open_dataset(name, path, path.parent, faults), weight))
+    return Mixture(parts, seed)
+
+
+class Batches:
+    """What each process learns from at each step: a pure function of seed, step and number of processes.
+
+    Args:
+        params: Of these, `drop_prompt` is the share of samples that only draw one picture whose prompt is
+            emptied, for guidance.
+    """
+
+    def __init__(self, mixture: Mixture, processor: VargptProcessor, params: StageParams, seed: int) -> None:
+        self.mixture, self.processor, self.params, self.seed = mixture, processor, params, seed
+        self._kept: dict[tuple[str, str, bool], Encoded] = {}
+        self._kept_bytes = 0
+
+    def at(self, step: int, rank: int = 0, world: int = 1) -> list[dict[str, Tensor]]:
+        """The share of one process of one step, in micro-batches of similar length (less padding)."""
+        numbers = range(step * self.params.batch + rank, (step + 1) * self.params.batch, world)
+        encoded = sorted((self._encoded(number) for number in numbers), key=lambda one: len(one.input_ids))
+        size = self.params.micro_batch
+        parts = [encoded[first : first + size] for first in range(0, len(encoded), size)]
+        return [self.processor.collate(part) for part in parts]
+
+    def _encoded(self, number: int) -> Encoded:
+        sample = self.mixture.sample_at(number)
+        drawn = sample.messages[-1].content.count("<image_gen>") == len(sample.images) == 1
+        dropped = drawn and np.random.default_rng([self.seed, number]).random() < self.params.drop_prompt
+        key = (sample.source, sample.id, dropped)
+        if key not in self._kept:
+            encoded = self._encode(sample, dropped)
+            size = sum(value.nbytes for value in vars(encoded).values() if isinstance(value, Tensor))
+            if self._kept_bytes + size > CACHE_BYTES:
+                return encoded
+            self._kept[key] = encoded
+            self._kept_bytes += size
+        return self._kept[key]
+
+    def _encode(self, sample: Sample, dropped: bool) -> Encoded:
+        pictures = [reference.open() for reference in sample.images]
+        if dropped:
+            return self.processor.encode_dropped(pictures[0])
+        return self.processor.encode(sample.conversation(), pictures)

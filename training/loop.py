@@ -1,0 +1,195 @@
+"""The training loop of every stage, on one process or many: pure in the step, so any stop can be continued.
+
+Losses are divided by the real token counts of all processes together, so how many processes share a step does
+not change what is learned.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
+from torch import Tensor, nn
+
+from model.losses import IGNORED
+from model.modeling import VargptForConditionalGeneration
+from training import resume
+from training.averages import WeightAverage
+from training.datasets import Batches
+from training.fit import BETAS, CLIP_NORM, WEIGHT_DECAY, decay_groups
+from training.params import StageParams
+from training.schedule import learning_rate
+from training.trees import flatten_state, unflatten_state
+
+logger = logging.getLogger(__name__)
+
+# A peer that went away is noticed after this long; a checkpoint of a large model takes less.
+MEETING_SECONDS = 120
+
+
+class Stopped(Exception):  # noqa: N818 - it reads as what happened
+    """Asked to stop, and everything up to here is saved."""
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """Processes as torchrun or an operator started them; on the CPU where there is no GPU."""
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=precision,
+        kwargs_handlers=[
+            # A step without pictures leaves some projector without a gradient.
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=MEETING_SECONDS)),
+        ],
+    )
+
+
+class StageLoss(nn.Module):
+    """A batch in, sums of cross-entropy out: of words, then of each scale, (1 + scales,)."""
+
+    def __init__(self, model: VargptForConditionalGeneration) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        sums = self.model.loss_sums(**batch)
+        return torch.cat([sums.text.reshape(1), sums.image_by_scale])
+
+
+def token_counts(batch: dict[str, Tensor], scales: tuple[int, ...]) -> Tensor:
+    """How many words a batch asks for, and how many image tokens of each scale, (1 + scales,)."""
+    words = (batch["labels"][:, 1:] != IGNORED).sum()
+    drawn = len(batch["generation_pixel_values"])
+    return torch.tensor([float(words), *(float(drawn * side * side) for side in scales)])
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step showed: losses in nats per token, rate, and the words and image tokens learned from."""
+
+    step: int
+    learning_rate: float
+    losses: dict[str, float]
+    gradient_norm: float
+    num_tokens: int
+
+
+class Trainer:
+    """Optimizer, average and data of one stage.
+
+    Args:
+        learning: The parameters that learn, in a fixed order.
+        should_stop: Asked at every step by every process; one that says yes stops all.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: VargptForConditionalGeneration,
+        learning: list[nn.Parameter],
+        batches: Batches,
+        params: StageParams,
+        seed: int,
+        checkpoints: Path,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.accelerator, self.params, self.batches, self.seed = accelerator, params, batches, seed
+        self.learning, self.checkpoints, self.should_stop = learning, checkpoints, should_stop
+        optimizer = torch.optim.AdamW(decay_groups(learning, WEIGHT_DECAY), lr=params.lr, betas=BETAS)
+        self.loss, self.optimizer = accelerator.prepare(StageLoss(model), optimizer)
+        self.scales = model.config.scales
+        self.average = WeightAverage(learning, params.ema)
+
+    def resume(self) -> tuple[int, dict[str, Any]]:
+        """Go on from the newest intact checkpoint: steps done, and what was kept beside; (0, {}) for none."""
+        chosen = [resume.newest_step(self.checkpoints) if self.accelerator.is_main_process else None]
+        [step] = broadcast_object_list(chosen)
+        if step is None:
+            return 0, {}
+        tensors, state = resume.load_step(self.checkpoints, step)
+        trees = unflatten_state(tensors, state["trees"])
+        with torch.no_grad():
+            for parameter, value in zip(self.learning, trees["weights"], strict=True):
+                parameter.copy_(value)
+            for average, value in zip(self.average.averages, trees["averages"], strict=True):
+                average.copy_(value)
+        self.optimizer.load_state_dict(trees["optimizer"])
+        return step, state["beside"]
+
+    def save(self, step: int, beside: dict[str, Any]) -> None:
+        """Commit everything that `resume` needs. A full disk costs the checkpoint, not the training."""
+        if self.accelerator.is_main_process:
+            trees = {
+                "weights": [parameter.detach() for parameter in self.learning],
+                "averages": self.average.averages,
+                "optimizer": self.optimizer.state_dict(),
+            }
+            tensors, tree = flatten_state(trees, "state")
+            try:
+                resume.save_step(self.checkpoints, step, tensors, {"trees": tree, "beside": beside})
+            except resume.SaveError as error:
+                logger.warning("%s", error)
+        self.accelerator.wait_for_everyone()
+
+    def run(self, first: int, on_step: Callable[[StepReport], None], beside: Callable[[], dict]) -> None:
+        """Learn from step `first` to the end, saving on the way; raises Stopped after saving."""
+        for step in range(first, self.params.steps):
+            if self._asked_to_stop():
+                if step > first:
+                    self.save(step, beside())
+                raise Stopped(f"stopped after {step} of {self.params.steps} steps")
+            on_step(self._learn(step))
+            if (step + 1) % self.params.checkpoint_every == 0 and step + 1 < self.params.steps:
+                self.save(step + 1, beside())
+
+    def _asked_to_stop(self) -> bool:
+        asked = self.should_stop()
+        return bool(self._over_all(torch.tensor(float(asked))) > 0)
+
+    def _learn(self, step: int) -> StepReport:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        rate = learning_rate(step, self.params.lr, self.params.warmup, self.params.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed((self.seed * 1_000_003 + step) * world + rank)
+        parts = self.batches.at(step, rank, world)
+        totals = self._over_all(sum(token_counts(part, self.scales) for part in parts))
+        self.optimizer.zero_grad()
+        shown = torch.stack([self._add_gradients(part, totals, part is parts[-1]) for part in parts]).sum(0)
+        norm = self.accelerator.clip_grad_norm_(self.learning, CLIP_NORM)
+        self.optimizer.step()
+        self.average.update(step + 1)
+        return StepReport(step, rate, _named(self._over_all(shown), totals), float(norm), int(totals.sum()))
+
+    def _add_gradients(self, part: dict[str, Tensor], totals: Tensor, is_last: bool) -> Tensor:
+        """Sums of one micro-batch, whose gradients processes exchange after the last one only."""
+        part = {name: value.to(self.accelerator.device) for name, value in part.items()}
+        with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.loss):
+            sums = self.loss(part)
+            # Processes' gradients are averaged, so their number is put back.
+            self.accelerator.backward(self._weighed(sums, totals) * self.accelerator.num_processes)
+        return sums.detach()
+
+    def _over_all(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        values = values.to(self.accelerator.device)
+        return values if self.accelerator.num_processes == 1 else self.accelerator.reduce(values)
+
+    def _weighed(self, sums: Tensor, totals: Tensor) -> Tensor:
+        text = sums[0] / totals[0].clamp(min=1)
+        image = sums[1:].sum() / totals[1:].sum().clamp(min=1)
+        return self.params.text_weight * text + self.params.image_weight * image
+
+
+def _named(sums: Tensor, totals: Tensor) -> dict[str, float]:
+    """Losses per part and per scale, of the parts that were there."""
+    named = {"text": (sums[0], totals[0]), "image": (sums[1:].sum(), totals[1:].sum())}
+    for scale, pair in enumerate(zip(sums[1:], totals[1:], strict=True)):
+        named[f"image_scale_{scale + 1}"] = pair
+    return {name: float(total / count) for name, (total, count) in named.items() if count > 0}
