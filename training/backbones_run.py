@@ -5,6 +5,7 @@ import logging
 import time
 
 from training.backbones import make_backbones
+from training.loop import Stopped
 from training.params import Params
 from training.place import Place, config_of
 from training.stage_run import EXPERIMENT, LOG_EVERY, Setting
@@ -25,12 +26,14 @@ def run_backbones(params: Params, place: Place, setting: Setting) -> None:
     status = "FAILED"
     try:
         report = Report(tracker)
-        model, processor = make_backbones(params, place.prepared, place.folder, report, setting.should_stop)
+        model, processor = make_backbones(
+            params, place.prepared, place.folder, report, setting.should_stop, identity=lineage.data_md5
+        )
         facts = {**dataclasses.asdict(lineage), "run_id": tracker.mlflow_run_id or run_id}
         weights = place.publish(model, processor, facts)
         tracker.tag(**{"vargpt.weights_sha256": weights})
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except Stopped:
         status = "KILLED"
         raise
     finally:
