@@ -4,8 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Where this machine keeps wheels of its own, if it does: uv does not read pip's settings.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# Nothing that runs here reports to anybody; bentos lie with the other results.
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export BENTOML_DO_NOT_TRACK := True
+export BENTOML_HOME ?= $(CURDIR)/outputs/bentoml
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env test lint test-cluster
+.PHONY: help env demo test lint test-cluster
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -16,7 +22,11 @@ env: .venv/.ready  ## install everything into .venv
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements/all.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
+
+demo: env  ## from raw data to an answered request; the second time only what has changed
+	$(BIN)/vargpt demo
 
 test: env  ## run the whole suite
 	$(BIN)/python -m pytest
@@ -24,3 +34,9 @@ test: env  ## run the whole suite
 lint: env  ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# A script that brings a cluster up and takes it down; see tests/test_k8s_cluster.py.
+CLUSTER_SCRIPT ?= $(wildcard ../shared/kube/cluster.sh)
+
+test-cluster: env  ## run stages as PyTorchJobs on a real cluster
+	CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -rs

@@ -17,7 +17,7 @@ from model.config import preset
 from model.image_tokenizer import ImageTokenizer
 from model.visual_decoder import VisualDecoder
 from training.backbone_decoder import train_decoder
-from training.backbone_keeper import PartKeeper
+from training.backbone_keeper import PartKeeper, never
 from training.backbone_language import read_conversations, tiny_processor, train_language
 from training.backbone_processes import Link
 from training.backbone_tokenizer import train_tokenizer
@@ -74,7 +74,7 @@ class Task:
             facts["text_tokenizer"] = self.text_tokenizer.backend_tokenizer.to_str()
         return config_sha256(facts)
 
-    def keeper(self, part: str, should_stop: Callable[[], bool]) -> PartKeeper:
+    def keeper(self, part: str, should_stop: Callable[[], bool] = never) -> PartKeeper:
         """Where a part keeps what it has learned."""
         return PartKeeper(self.parts / part, self.fingerprint(part), self.checkpoint_every, should_stop)
 
@@ -120,6 +120,22 @@ def reading_chain(task: Task, link: Link) -> None:
         lambda: LanguageModel(config.text_config),
         lambda part, course: train_language(part, processor, samples, params.language, course),
     )
+
+
+# What runs side by side, and the parts that each chain makes.
+CHAINS = {
+    "drawing chain": (drawing_chain, ("tokenizer", "decoder")),
+    "reading chain": (reading_chain, ("vision", "language")),
+}
+
+
+def unfinished_chains(task: Task) -> dict[str, Callable[[Link], None]]:
+    """The chains that still have something to learn, by name."""
+    return {
+        name: partial(chain, task)
+        for name, (chain, parts) in CHAINS.items()
+        if any(task.keeper(part).finished() is None for part in parts)
+    }
 
 
 def _learned(

@@ -17,6 +17,7 @@ from model.config import VargptConfig
 from model.losses import IGNORED, text_loss
 from model.processing import IMAGE_GEN, Encoded, VargptProcessor
 from model.text_tokenizer import SPECIAL_TOKENS, build_text_tokenizer
+from training.backbone_attention import quick_attention
 from training.faults import FaultLog
 from training.fit import Course, fit
 from training.params import ScheduleParams
@@ -75,7 +76,8 @@ def train_language(
         return {"text": answer_loss(model, processor.collate([at(index) for index in index_B.tolist()]))}
 
     model.requires_grad_(True).train()
-    fit(list(model.parameters()), params, course, losses_at).keep()
+    with quick_attention(model, course):
+        fit(list(model.parameters()), params, course, losses_at).keep()
     model.requires_grad_(False).eval()
 
 

@@ -4,12 +4,14 @@ One thread in each of two processes does more on two cores than two threads in o
 second thread waiting.
 """
 
+import math
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.synchronize import Event
@@ -19,11 +21,13 @@ import torch
 
 from training.fit import Interrupted
 
+# How a chain ended: ("done",), ("stopped", why) or ("failed", whether the user can mend it, why).
+End = tuple
 PartReport = Callable[[str, int, dict[str, float]], None]
 
 POLL_SECONDS = 0.2
-# A chain that was asked to stop saves first; one that takes longer is ended.
-PATIENCE_SECONDS = 60.0
+# A chain that was asked to stop saves first; one that takes longer is killed.
+PATIENCE_SECONDS = 20.0
 ORPHANED = 70
 
 
@@ -85,8 +89,9 @@ class Chains:
     def __init__(self, chains: Mapping[str, Chain]) -> None:
         context = multiprocessing.get_context("spawn")
         self.stop = context.Event()
+        self.deadline = math.inf
         self.processes: dict[Connection, Any] = {}
-        self.ends: dict[Connection, tuple] = {}
+        self.ends: dict[Connection, End] = {}
         for name, chain in chains.items():
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_run, args=(chain, Link(theirs, self.stop)), name=name)
@@ -95,39 +100,48 @@ class Chains:
             theirs.close()
             self.processes[ours] = process
 
+    def ask_to_stop(self) -> None:
+        """Let every chain save and end, in limited time."""
+        if not self.stop.is_set():
+            self.stop.set()
+            self.deadline = time.monotonic() + PATIENCE_SECONDS
+
     def follow(self, report: PartReport, should_stop: Callable[[], bool]) -> None:
         """Pass on reports until every chain has ended; the first that does not end well stops the others."""
-        while running := self.processes.keys() - self.ends.keys():
+        while running := [connection for connection in self.processes if connection not in self.ends]:
             if should_stop():
-                self.stop.set()
-            for connection in wait(list(running), POLL_SECONDS):
+                self.ask_to_stop()
+            if time.monotonic() > self.deadline:
+                self.kill()
+            for connection in wait(running, POLL_SECONDS):
                 kind, *news = self._received(connection)
                 if kind == "step":
                     report(*news)
                     continue
                 self.ends[connection] = (kind, *news)
                 if kind != "done":
-                    self.stop.set()
+                    self.ask_to_stop()
 
     def _received(self, connection: Connection) -> tuple:
         try:
             return connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             process = self.processes[connection]
-            process.join(PATIENCE_SECONDS)
-            return "failed", False, f"the process of the {process.name} ended with code {process.exitcode}"
+            process.join()
+            ended = f"{process.name} ended without a word, code {process.exitcode}"
+            return ("stopped", ended) if self.stop.is_set() else ("failed", False, ended)
+
+    def kill(self) -> None:
+        """End every process now; what is on the disk is whole at any time."""
+        for process in self.processes.values():
+            process.kill()
 
     def close(self) -> None:
         """No process is left, whatever happened."""
-        self.stop.set()
         for connection, process in self.processes.items():
-            with suppress(EOFError):
-                while process.is_alive() and connection.poll(PATIENCE_SECONDS):
-                    connection.recv()
-            process.join(PATIENCE_SECONDS)
-            if process.is_alive():
+            if connection not in self.ends:
                 process.kill()
-                process.join()
+            process.join()
             connection.close()
 
 
@@ -144,10 +158,9 @@ def run_chains(chains: Mapping[str, Chain], report: PartReport, should_stop: Cal
         running.follow(report, should_stop)
     finally:
         running.close()
-    ends = list(running.ends.values())
+    ends = sorted(running.ends.values(), key=lambda end: end[0])
     for kind, *news in ends:
         if kind == "failed":
             raise (ValueError if news[0] else RuntimeError)(news[1])
-    for kind, *news in ends:
         if kind == "stopped":
             raise Interrupted(news[0])

@@ -19,7 +19,8 @@ from training.scene_pool import ScenePool, batch_at
 
 SQUARED_WEIGHT = 2.0
 REVIVE_SHARE = 0.7
-DEAD_MEMBERS = 0.3
+# An entry with less than this share of the average number of members is dead.
+DEAD_SHARE = 0.15
 FIRST_BATCH = 256
 
 
@@ -53,11 +54,12 @@ class CodebookAverage:
     @torch.no_grad()
     def revive(self, vectors_PZ: Tensor) -> int:
         """Put entries that nobody chooses at random vectors of the batch; how many."""
-        dead = self.members_V < DEAD_MEMBERS
+        mean_members = self.members_V.mean()
+        dead = self.members_V < DEAD_SHARE * mean_members
         count = int(dead.sum())
         self.codebook_VZ[dead] = vectors_PZ[torch.randint(len(vectors_PZ), (count,))]
-        self.sums_VZ[dead] = self.codebook_VZ[dead]
-        self.members_V[dead] = 1.0
+        self.members_V[dead] = mean_members
+        self.sums_VZ[dead] = self.codebook_VZ[dead] * mean_members
         return count
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from model.backbones import VisionTower
 from model.transforms import CLIP_MEAN, CLIP_STD
+from training.backbone_attention import quick_attention
 from training.fit import Course, fit
 from training.params import VisionParams
 from training.scene_pool import ScenePool, batch_at
@@ -87,7 +88,8 @@ def train_vision(tower: VisionTower, pool: ScenePool, params: VisionParams, cour
         }
 
     learning = [p for p in (*tower.parameters(), *heads.parameters()) if p.requires_grad]
-    fit(learning, params, course, losses_at).keep()
+    with quick_attention(tower.clip, course):
+        fit(learning, params, course, losses_at).keep()
     tower.requires_grad_(False).eval()
     return heads
 

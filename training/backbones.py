@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from model.config import preset
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
-from training.backbone_chains import PARTS, Task, drawing_chain, reading_chain
+from training.backbone_chains import PARTS, Task, unfinished_chains
 from training.backbone_keeper import never
 from training.backbone_language import learn_text_tokenizer, tiny_processor
 from training.backbone_processes import PartReport, run_chains
@@ -63,9 +62,8 @@ def make_backbones(
         text_tokenizer=text_tokenizer,
         checkpoint_every=checkpoint_every,
     )
-    chains = {"drawing chain": partial(drawing_chain, task), "reading chain": partial(reading_chain, task)}
     try:
-        run_chains(chains, report, should_stop)
+        run_chains(unfinished_chains(task), report, should_stop)
     except Interrupted as interrupted:
         raise Stopped(f"backbones {interrupted}") from None
     return assemble(task)
@@ -85,7 +83,7 @@ def assemble(task: Task) -> tuple[VargptForConditionalGeneration, VargptProcesso
     torch.manual_seed(task.seed)
     model = VargptForConditionalGeneration(config)
     for name, path in PARTS.items():
-        weights = task.keeper(name, never).finished()
+        weights = task.keeper(name).finished()
         assert weights is not None, f"{name} is not done"
         model.get_submodule(path).load_state_dict(weights)
     return model.eval(), processor
