@@ -1,5 +1,6 @@
 """Laws of the backbones: every scene once an epoch, the same run from the same seed, and it learns."""
 
+import contextlib
 import io
 import json
 import tarfile
@@ -14,10 +15,11 @@ from model.config import preset
 from model.image_tokenizer import ImageTokenizer
 from model.visual_decoder import VisualDecoder
 from training.backbone_decoder import pool_codes, train_decoder
+from training.backbone_keeper import PartKeeper, never
 from training.backbone_tokenizer import CodebookAverage, psnr, train_tokenizer
 from training.backbone_vision import accuracies, in_random_colors, train_vision
-from training.fit import Course
-from training.params import DecoderParams, TokenizerParams, VisionParams
+from training.fit import Course, Interrupted, fit
+from training.params import DecoderParams, ScheduleParams, TokenizerParams, VisionParams
 from training.scene_pool import ScenePool, batch_at, read_pool
 
 
@@ -71,8 +73,8 @@ def train(pool, steps, seed=0):
 
 
 def test_the_tokenizer_learns_and_the_same_seed_gives_the_same_bits(pool):
-    tokenizer, losses = train(pool, 80)
-    again, same_losses = train(pool, 80)
+    tokenizer, losses = train(pool, 40)
+    again, same_losses = train(pool, 40)
 
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     assert losses == same_losses
@@ -85,7 +87,7 @@ def test_entries_that_nobody_chooses_are_put_where_vectors_are():
     tokenizer = ImageTokenizer(preset("tiny").image_tokenizer_config)
     codebook = CodebookAverage(tokenizer, decay=0.5)
     vectors = torch.randn(50, 16) + 7
-    for _ in range(4):
+    for _ in range(20):
         codebook.update([torch.zeros(50, dtype=torch.long)], [vectors])
 
     revived = codebook.revive(vectors)
@@ -146,3 +148,101 @@ def test_the_decoder_learns_codes_and_leaves_the_start_embedding_alone(pool):
     assert torch.equal(dropped[0], condition.null)
     assert not torch.equal(dropped[1], condition.null)
     assert pool_codes(tokenizer, pool).shape == (64, 30)
+
+
+class KilledError(Exception):
+    """What a kill looks like from inside: nothing more is saved."""
+
+
+def learned_in_pieces(folder, train_part, stops):
+    """A part trained by one attempt for each stop, and then to its end; how many steps each attempt took."""
+    counts = []
+    for stop in (*stops, None):
+        taken = []
+
+        def report(step, parts, stop=stop, taken=taken):
+            taken.append(step)
+            if stop == step:
+                raise KilledError
+
+        keeper = PartKeeper(folder, "same", every=3, should_stop=never)
+        with contextlib.suppress(KilledError):
+            part = train_part(Course(seed=0, report=report, keeper=keeper))
+        counts.append(taken)
+    return part, counts
+
+
+def tokenizer_part(pool):
+    def train_part(course):
+        torch.manual_seed(0)
+        part = ImageTokenizer(preset("tiny").image_tokenizer_config)
+        params = TokenizerParams(**schedule(codebook_decay=0.9, revive_every=2))
+        train_tokenizer(part, pool, params, course)
+        return part
+
+    return train_part
+
+
+def vision_part(pool):
+    def train_part(course):
+        config = preset("tiny")
+        torch.manual_seed(0)
+        part = VisionTower(config.vision_config, config.vision_feature_layer, "full")
+        train_vision(part, pool, VisionParams(**schedule(random_colors=0.5)), course)
+        return part
+
+    return train_part
+
+
+def decoder_part(pool):
+    def train_part(course):
+        config = preset("tiny")
+        torch.manual_seed(0)
+        tokenizer = ImageTokenizer(config.image_tokenizer_config).eval()
+        part = VisualDecoder(config.visual_decoder_config, config.image_tokenizer_config)
+        train_decoder(part, tokenizer, pool, DecoderParams(**schedule(drop=0.5)), course)
+        return part
+
+    return train_part
+
+
+@pytest.mark.parametrize("kind", [tokenizer_part, vision_part, decoder_part])
+def test_a_part_that_was_killed_twice_ends_with_the_same_bits(pool, tmp_path, kind):
+    whole, _ = learned_in_pieces(tmp_path / "whole", kind(pool), ())
+    part, attempts = learned_in_pieces(tmp_path / "pieces", kind(pool), (4, 7))
+
+    assert attempts == [[0, 1, 2, 3, 4], [3, 4, 5, 6, 7], [6, 7, 8, 9, 10, 11]]
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, part.state_dict()[name]), name
+
+
+def test_a_part_asked_to_stop_keeps_every_step(tmp_path):
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    taken = []
+    keeper = PartKeeper(tmp_path, "same", every=100, should_stop=lambda: len(taken) == 2)
+    course = Course(seed=0, report=lambda step, parts: taken.append(step), keeper=keeper)
+
+    with pytest.raises(Interrupted, match="stopped after 2 of 12 steps"):
+        fit([weight], ScheduleParams(**schedule()), course, lambda step: {"square": weight.square().sum()})
+
+    step, tree = keeper.load()
+    assert step == 2
+    assert torch.equal(tree["weights"][0], weight.detach())
+
+
+def test_what_was_learned_from_something_else_is_removed(tmp_path):
+    PartKeeper(tmp_path / "part", "old data", every=1).save(3, {"weights": [torch.ones(2)]})
+
+    assert PartKeeper(tmp_path / "part", "new data", every=1).load() is None
+    assert not (tmp_path / "part").exists()
+
+
+def test_a_sealed_part_is_finished_and_alone(tmp_path):
+    keeper = PartKeeper(tmp_path, "same", every=1)
+    keeper.save(5, {"weights": [torch.zeros(2)]})
+    assert keeper.finished() is None
+
+    keeper.seal(5, {"weight": torch.ones(2)})
+
+    assert torch.equal(keeper.finished()["weight"], torch.ones(2))
+    assert len(list(tmp_path.iterdir())) == 1
