@@ -7,12 +7,15 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from training.lineage import md5_on_disk
 from training.params import load_params
-from training.prepare import POPE_SETTINGS, prepare
-from training.raw import directory_md5, load_scans, restore
-from training.scenes import DIGITS, TUNING_PAIRS, UNSEEN_PAIRS, split_scans
+from training.prepare import POPE_SETTINGS, Studio, prepare, wishes
+from training.raw import load_scans, restore
+from training.scenes import BACKGROUNDS, COLORS, DIGITS, TUNING_PAIRS, UNSEEN_PAIRS, split_scans
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,8 +94,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(params, da
     prepare(params, 0, data, tmp_path / "again", lambda name: None)
     prepare(params, 1, data, tmp_path / "other", lambda name: None)
 
-    assert directory_md5(tmp_path / "again") == directory_md5(prepared)
-    assert directory_md5(tmp_path / "other") != directory_md5(prepared)
+    assert md5_on_disk(tmp_path / "again") == md5_on_disk(prepared)
+    assert md5_on_disk(tmp_path / "other") != md5_on_disk(prepared)
 
 
 def test_every_picture_is_named_and_every_name_has_its_picture(prepared):
@@ -103,3 +106,43 @@ def test_every_picture_is_named_and_every_name_has_its_picture(prepared):
                 named |= {record["image"]} if "image" in record else set(record["images"])
         lying = {f"images/{path.name}" for path in (prepared / kind / "images").iterdir()}
         assert named == lying
+
+
+def test_a_recolored_digit_is_the_same_digit_in_the_same_place(prepared):
+    pairs = [r for r in records(prepared, "drawing/train") if r["meta"]["family"] == "recolor"]
+    assert pairs
+    for record in pairs:
+        before, after = (ink(prepared / "drawing" / name) for name in record["images"])
+
+        assert np.abs(before - after).max() < 0.15, record["id"]
+
+
+def ink(path):
+    """Share of the digit's colour in every pixel, told by the picture alone."""
+    pixels = np.asarray(Image.open(path).convert("RGB"), float)
+    paints = list(COLORS.values())
+    grounds = np.array(list(BACKGROUNDS.values()))
+    edge = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)
+    ground = grounds[np.abs(grounds - edge).sum(1).argmin()]
+    away = np.abs(pixels - ground).sum(-1)
+    far = pixels[np.unravel_index(away.argmax(), away.shape)]
+    color = np.array(paints[int(np.abs(np.array(paints) - far).sum(1).argmin())])
+    return ((pixels - ground) @ (color - ground)) / ((color - ground) @ (color - ground))
+
+
+def test_the_first_prompts_already_hold_every_digit_and_a_share_of_kept_pairs(prepared):
+    first = [wish["meta"] for wish in records(prepared, "drawing/test")[:60]]
+
+    assert {meta["digit"] for meta in first} == set(range(10))
+    assert 6 <= sum(meta["unseen"] for meta in first) <= 24
+
+
+def test_the_tiny_size_asks_for_enough_drawings(data):
+    params = load_params(ROOT / "params.yaml", "tiny")
+
+    asked = [
+        record["meta"] for record, _ in wishes(Studio(data, "test", params.seed, 0.0), params.prepare.test)
+    ]
+
+    assert len(asked) >= 600
+    assert sum((meta["digit"], meta["color"]) in UNSEEN_PAIRS for meta in asked) >= 100

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.raw import directory_md5, load_scans, restore
+from training.lineage import md5_on_disk
+from training.raw import load_scans, restore
 from training.scenes import BACKGROUNDS, COLORS, TUNING_PAIRS, UNSEEN_PAIRS, Scene, render, split_scans
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ def test_restoring_again_writes_nothing_and_damage_is_repaired(data, tmp_path):
 
     assert restore(data, POINTER) == 0
     assert restore(copy, POINTER) == 1
-    assert directory_md5(copy) == directory_md5(data)
+    assert md5_on_disk(copy) == md5_on_disk(data)
 
 
 def test_files_that_do_not_belong_are_named(data, tmp_path):

@@ -4,6 +4,7 @@ Pairs of digit and colour kept for testing appear in no training file, neither a
 pairs kept for tuning appear in the validation files only.
 """
 
+import copy
 import io
 import json
 import tarfile
@@ -224,7 +225,10 @@ def drawings(studio: Studio, count: int) -> Iterator[tuple[Record, dict[str, byt
         stem = f"images/train-{index:05d}"
         turn, scenes = _drawing(studio, family, scene, rng)
         names = [f"{stem}-{place}.png" for place in range(len(scenes))]
-        pictures = {name: studio.png(shown, rng) for name, shown in zip(names, scenes, strict=True)}
+        # A digit in other colours is otherwise the same picture: drawn from a copy of the same stream.
+        hands = [copy.deepcopy(rng) if family == "recolor" else rng for _ in scenes]
+        shown = zip(names, scenes, hands, strict=True)
+        pictures = {name: studio.png(scene, hand) for name, scene, hand in shown}
         yield _sharegpt(f"train-{index:05d}", [turn], names, _meta(turn, scene)), pictures
 
 
@@ -245,9 +249,11 @@ def wishes(studio: Studio, count: int) -> Iterator[tuple[Record, dict[str, bytes
         (digit, color, background) for digit in range(10) for color in COLORS for background in BACKGROUNDS
     ]
     combinations = [combination for combination in combinations if combination[:2] in studio.pairs]
+    # Mixed, so that any number of prompts holds every digit and its share of kept pairs.
+    order = studio.rng("wishes", 0).permutation(len(combinations))
     for index in range(count):
         rng = studio.rng("wish", index)
-        digit, color, background = combinations[index % len(combinations)]
+        digit, color, background = combinations[order[index % len(combinations)]]
         scene = Scene(digit, color, background, -1)
         family = "draw" if (index // len(combinations)) % 2 == 0 else "draw_and_describe"
         turn = (

@@ -1,17 +1,14 @@
-"""The raw data: 1,797 real 8 x 8 scans of handwritten digits as files, restored without network, checked by
-hash.
+"""The raw data: 1,797 real 8 x 8 scans of handwritten digits as files, restored offline, checked by hash.
 
 Source: the UCI optical digits that scikit-learn ships. The files are PGM, so their bytes depend on no
 encoder.
 """
 
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
-import yaml
 
+from training.lineage import data_md5, md5_on_disk
 from training.scenes import MAX_INK
 
 HEADER = b"P5\n8 8\n16\n"
@@ -23,7 +20,7 @@ def restore(data_dir: Path, dvc_file: Path) -> int:
 
     Raises ValueError when what lies in `data_dir` afterwards is not what data.dvc names.
     """
-    wanted = _recorded_md5(dvc_file)
+    wanted = data_md5(dvc_file)
     written = 0
     for name, content in _files().items():
         path = data_dir / name
@@ -32,7 +29,7 @@ def restore(data_dir: Path, dvc_file: Path) -> int:
             path.write_bytes(content)
             written += 1
     _refuse_strangers(data_dir)
-    if (found := directory_md5(data_dir)) != wanted:
+    if (found := md5_on_disk(data_dir)) != wanted:
         raise ValueError(f"{data_dir} has hash {found}, but {dvc_file} names {wanted}")
     return written
 
@@ -54,23 +51,6 @@ def _refuse_strangers(data_dir: Path) -> None:
     for path in sorted(data_dir.rglob("*")):
         if path.is_file() and path.relative_to(data_dir).as_posix() not in names:
             raise ValueError(f"{path} is not part of the raw data; move it away")
-
-
-def _recorded_md5(dvc_file: Path) -> str:
-    if not dvc_file.is_file():
-        raise ValueError(f"no data pointer at {dvc_file}")
-    return yaml.safe_load(dvc_file.read_text())["outs"][0]["md5"]
-
-
-def directory_md5(folder: Path) -> str:
-    """The hash that DVC gives a folder: of the sorted list of its files' hashes."""
-    entries = [
-        {"md5": hashlib.md5(path.read_bytes()).hexdigest(), "relpath": path.relative_to(folder).as_posix()}
-        for path in folder.rglob("*")
-        if path.is_file()
-    ]
-    entries.sort(key=lambda entry: entry["relpath"])
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
 def load_scans(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
