@@ -4,69 +4,106 @@ Commands are entry points of the group `vargpt.commands`; a dot in a name makes 
 project is not installed, as in an image, they are read from the pyproject.toml beside the packages.
 """
 
+import ast
+import functools
 import logging
 import sys
 import tomllib
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import click
 import typer
-from typer.main import get_command
+from typer.core import TyperGroup
 
-GROUP = "vargpt.commands"
-DISTRIBUTION = "vargpt-on-kubernetes"
+ENTRY_POINTS = "vargpt.commands"
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 MISTAKE = 2
+SETTINGS = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 
 
-def find_commands() -> dict[str, EntryPoint]:
-    """Every command's entry point by its name."""
+@functools.cache
+def commands() -> dict[str, EntryPoint]:
+    """Every command's entry point by its name; code that lies here goes before what is installed."""
     if PYPROJECT.is_file():
-        listed = tomllib.loads(PYPROJECT.read_text())["project"]["entry-points"][GROUP]
-        return {name: EntryPoint(name, value, GROUP) for name, value in listed.items()}
-    return {point.name: point for point in entry_points(group=GROUP)}
+        listed = tomllib.loads(PYPROJECT.read_text())["project"]["entry-points"][ENTRY_POINTS]
+        return {name: EntryPoint(name, value, ENTRY_POINTS) for name, value in listed.items()}
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
 
 
-class Commands(click.Group):
-    """Commands below a prefix, loaded when somebody asks for one."""
+class Commands(TyperGroup):
+    """Commands below a prefix. Help is read from their source, so that listing them imports none."""
 
-    def __init__(self, points: dict[str, EntryPoint], prefix: str = "", **facts: str) -> None:
-        super().__init__(no_args_is_help=True, **facts)
-        self.points, self.prefix = points, prefix
+    prefix = ""
 
-    def list_commands(self, context: click.Context) -> list[str]:
-        """Names, in the order of pyproject.toml; a group once."""
-        own = [name.removeprefix(self.prefix) for name in self.points if name.startswith(self.prefix)]
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        """Names in the order of pyproject.toml, each group once; none of a package that is not here."""
+        here = [name for name, point in commands().items() if _source(point) is not None]
+        own = [name.removeprefix(self.prefix) for name in here if name.startswith(self.prefix)]
         return list(dict.fromkeys(name.partition(".")[0] for name in own))
 
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """A command, or a group of commands, or None for a name that is neither."""
-        full = self.prefix + name
-        if full in self.points:
-            return _loaded(self.points[full], name)
-        if any(other.startswith(f"{full}.") for other in self.points):
-            return Commands(self.points, f"{full}.", name=name, help=f"Commands about {name}.")
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+        """The command or the group of this name; None if there is none."""
+        full = self.prefix + cmd_name
+        if full in commands():
+            return _loaded(commands()[full], cmd_name)
+        if any(name.startswith(f"{full}.") for name in commands()):
+            group = Commands(
+                name=cmd_name, help=_about(cmd_name), no_args_is_help=True, rich_markup_mode=None
+            )
+            group.prefix = f"{full}."
+            return group
         return None
 
+    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
+        """A line for each."""
+        rows = [(name, self._help(name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
-def _loaded(point: EntryPoint, name: str) -> click.Command:
-    module, _, function = point.value.partition(":")
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    passes_on = getattr(getattr(import_module(module), function), "passes_on", False)
-    settings = {"ignore_unknown_options": True, "allow_extra_args": True} if passes_on else {}
-    app.command(name, context_settings=settings)(getattr(import_module(module), function))
-    return get_command(app)
+    def _help(self, name: str) -> str:
+        point = commands().get(self.prefix + name)
+        return first_line(point) if point else _about(name)
+
+
+def _about(group: str) -> str:
+    return f"Commands about {group}."
+
+
+def _source(point: EntryPoint) -> Path | None:
+    """The file of a command's module; None where its package is not, as in an image of training only."""
+    package = point.module.partition(".")[0]
+    spec = find_spec(point.module) if find_spec(package) else None
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def first_line(point: EntryPoint) -> str:
+    """What a command says of itself, read from its source."""
+    source = _source(point)
+    assert source is not None
+    for node in ast.parse(source.read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == point.attr:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return ""
+
+
+def _loaded(point: EntryPoint, name: str) -> Any:
+    function = getattr(import_module(point.module), point.attr)
+    app = typer.Typer(**SETTINGS)
+    app.command(name, **getattr(function, "command_settings", {}))(function)
+    return typer.main.get_command(app)
 
 
 def main() -> None:
-    """Run one command; a user's mistake is one line and exit code 2."""
+    """Run one command; a user's mistake is one line and exit code 2, a bug keeps its traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("training").setLevel(logging.INFO)
-    commands = Commands(find_commands(), name="vargpt", help="From versioned data to an answered request.")
+    app = typer.Typer(cls=Commands, no_args_is_help=True, **SETTINGS)
+    app.callback(help="From versioned data to an answered request.")(lambda: None)
     try:
-        commands()
+        app(prog_name="vargpt")
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(MISTAKE)

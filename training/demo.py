@@ -5,6 +5,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from training.lineage import git_facts
 VARGPT = (sys.executable, "-m", "training.cli")
 DVC = (sys.executable, "-m", "dvc")
 STAGES = ("backbones", "stage1", "stage2", "stage3")
+METRICS = Path("metrics/evaluate.json")
 SAMPLE_SECONDS = 0.5
 FIGURES = {
     "draw": ("all_right", "unseen", "frechet_ratio"),
@@ -54,6 +57,15 @@ def _tree_bytes() -> int:
     return total
 
 
+@dataclass(frozen=True)
+class Play:
+    """What one run through everything took: seconds, and bytes of memory at the peak."""
+
+    seconds: float
+    peak_bytes: int
+    commit: str | None
+
+
 class Demo:
     """One play of the pipeline in the working directory.
 
@@ -61,9 +73,10 @@ class Demo:
         out: Folder of reply.png and summary.json.
     """
 
-    def __init__(self, params: Path, out: Path, prompt: str, tracking_uri: str) -> None:
-        self.params, self.out, self.prompt, self.tracking_uri = params, out, prompt, tracking_uri
+    def __init__(self, out: Path, prompt: str, tracking_uri: str) -> None:
+        self.out, self.prompt, self.tracking_uri = out, prompt, tracking_uri
         self.reply: dict[str, Any] = {}
+        self.metrics: dict[str, Any] = {}
 
     def play(self) -> dict[str, Any]:
         """Run every step that is not done yet and write the summary. ValueError names a step that failed."""
@@ -72,13 +85,20 @@ class Demo:
         self._run("data", *VARGPT, "data", "restore")
         self._run("pipeline", *DVC, "repro")
         uri = ("--tracking-uri", self.tracking_uri)
-        promotion = self._json("promote", *VARGPT, "promote", "--json", *uri)
+        self._run("promote", *VARGPT, "promote", *uri)
         bento = self._json("package", *VARGPT, "package", "--json", *uri)
         self.out.mkdir(parents=True, exist_ok=True)
-        asking = ("ask", self.prompt, "--seed", "7", "--out", str(self.out / "reply.png"), "--json")
+        picture = self.out / "reply.png"
+        picture.unlink(missing_ok=True)
+        asking = ("ask", self.prompt, "--seed", "7", "--out", str(picture), "--json")
         self.reply = self._json("ask", *VARGPT, *asking, "--target", bento["bento_tag"])
-        peak, total = watch.stop(), time.monotonic() - began
-        return self._summary(promotion["has_changed"], total, peak)
+        play = Play(round(time.monotonic() - began, 1), watch.stop(), git_facts(Path())[0])
+        self.metrics = json.loads(METRICS.read_text())
+        path = self.out / "summary.json"
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        summary = summarize(self.metrics, _pointers(), play, before)
+        path.write_text(json.dumps(summary, indent=1) + "\n")
+        return summary
 
     def closing_words(self) -> list[str]:
         """The reply, and where to look next."""
@@ -86,34 +106,44 @@ class Demo:
             "",
             f"asked:    {self.prompt}",
             f"answered: {self.reply['text']}",
-            *(f"picture:  {path}" for path in self.reply["images"]),
+            *(f"picture:  {path}" for path in self.reply["images"] or ["none was drawn"]),
+            f"summary:  {self.out / 'summary.json'}",
             f"compare:  mlflow server --backend-store-uri {self.tracking_uri}",
         ]
 
-    def _run(self, name: str, *command: str) -> None:
-        if (code := subprocess.run(command, check=False).returncode) != 0:
-            raise ValueError(f"the demo stopped at {name}, which ended with exit code {code}")
+    def _run(self, step: str, *command: str) -> None:
+        if code := subprocess.run(command, check=False).returncode:
+            raise ValueError(f"the demo stopped at {step}, which ended with exit code {code}")
 
-    def _json(self, name: str, *command: str) -> dict[str, Any]:
+    def _json(self, step: str, *command: str) -> dict[str, Any]:
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-        if done.returncode != 0:
-            sys.stderr.write(done.stdout)
-            raise ValueError(f"the demo stopped at {name}, which ended with exit code {done.returncode}")
+        if done.returncode:
+            raise ValueError(f"the demo stopped at {step}, which ended with exit code {done.returncode}")
         return json.loads(done.stdout.strip().splitlines()[-1])
 
-    def _summary(self, has_changed: bool, total: float, peak_bytes: int) -> dict[str, Any]:
-        """Figures of the model; time and memory are those of the play that made it."""
-        metrics = json.loads(Path("metrics/evaluate.json").read_text())
-        path = self.out / "summary.json"
-        if path.is_file() and not has_changed:
-            return {**json.loads(path.read_text()), "metrics": metrics}
-        pointers = [json.loads(Path(f"artifacts/{stage}.json").read_text()) for stage in STAGES]
-        summary: dict[str, Any] = {
-            group: {name: metrics[group][name] for name in names} for group, names in FIGURES.items()
-        }
-        summary["draw_and_describe"] = metrics["draw_and_describe"]
-        seconds = {pointer["stage"]: pointer["seconds"] for pointer in pointers}
-        summary["seconds"] = {"train": sum(seconds.values()), "total": round(total, 1), **seconds}
-        summary |= {"peak_rss_bytes": peak_bytes, "commit": git_facts(Path())[0]}
-        path.write_text(json.dumps(summary, indent=1) + "\n")
-        return {**summary, "metrics": metrics}
+
+def _pointers() -> list[dict[str, Any]]:
+    return [json.loads(Path(f"artifacts/{stage}.json").read_text()) for stage in STAGES]
+
+
+def summarize(
+    metrics: Mapping[str, Any], pointers: Sequence[Mapping[str, Any]], play: Play, before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Figures of the model, with time, memory and commit of the play that made it.
+
+    Args:
+        pointers: What artifacts/ says of the stages, in their order.
+        before: The summary of an earlier play, whose time and memory count if it made this very model.
+    """
+    weights = pointers[-1]["weights_sha256"]
+    seconds = {pointer["stage"]: pointer["seconds"] for pointer in pointers}
+    took = {
+        "seconds": {"train": round(sum(seconds.values()), 1), "total": play.seconds, **seconds},
+        "peak_rss_bytes": play.peak_bytes,
+        "commit": play.commit,
+        "weights_sha256": weights,
+    }
+    if before.get("weights_sha256") == weights:
+        took = {name: before[name] for name in took}
+    figures = {group: {name: metrics[group][name] for name in names} for group, names in FIGURES.items()}
+    return {**figures, "draw_and_describe": metrics["draw_and_describe"], **took}

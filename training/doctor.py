@@ -12,6 +12,7 @@ from training.lineage import data_md5, data_path, md5_on_disk
 
 GIBIBYTE = 1 << 30
 NEEDED_GIB = 4
+SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Finding:
     advice: str = ""
 
 
-def examine(pointer: Path) -> list[Finding]:
+def examine(pointer: Path, tracking_uri: str) -> list[Finding]:
     """Everything worth knowing before a first run; only what is needed on every machine can be not fine."""
     return [
         Finding("python", platform.python_version(), True),
@@ -34,6 +35,7 @@ def examine(pointer: Path) -> list[Finding]:
         Finding("cores", str(os.cpu_count()), True),
         _room("memory", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         _room("disk", shutil.disk_usage(pointer.resolve().parent).free),
+        _mlflow(tracking_uri),
         _data(pointer),
     ]
 
@@ -47,8 +49,8 @@ def _package(name: str) -> Finding:
 
 def _optional(name: str, extra: str) -> Finding:
     if importlib.util.find_spec(name) is not None:
-        return Finding(name, "present", True)
-    return Finding(name, f"not installed; only needed on GPUs, extra `{extra}`", True)
+        return Finding(name, "installed", True)
+    return Finding(name, f"not installed; for GPUs: pip install -e '.[{extra}]'", True)
 
 
 def _device() -> Finding:
@@ -63,6 +65,19 @@ def _device() -> Finding:
 def _room(name: str, size: int) -> Finding:
     gib = size / GIBIBYTE
     return Finding(name, f"{gib:.1f} GiB", gib >= NEEDED_GIB, f"{NEEDED_GIB} GiB are needed")
+
+
+def _mlflow(uri: str) -> Finding:
+    from training.mlflow_run import connect, in_short, outage_errors
+
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        return Finding("tracking", f"{in_short(uri)} is made by the first run", True)
+    try:
+        connect(uri).search_experiments(max_results=1)
+    except outage_errors() as error:
+        advice = "set MLFLOW_TRACKING_URI, or start the server; training goes on without, see `vargpt sync`"
+        return Finding("tracking", f"{in_short(uri)} cannot be reached: {in_short(error)}", False, advice)
+    return Finding("tracking", f"{in_short(uri)} answers", True)
 
 
 def _data(pointer: Path) -> Finding:
