@@ -47,12 +47,12 @@ class Report:
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
-        self.logged = 0.0
+        self.logged: dict[str, float] = {}
 
     def __call__(self, part: str, step: int, losses: dict[str, float]) -> None:
         if (step + 1) % LOG_EVERY == 0:
             self.tracker.log(step + 1, **{f"{part}/{name}": value for name, value in losses.items()})
-        if time.monotonic() - self.logged >= LOG_SECONDS:
-            self.logged = time.monotonic()
+        if time.monotonic() - self.logged.get(part, -LOG_SECONDS) >= LOG_SECONDS:
+            self.logged[part] = time.monotonic()
             text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
             logger.info("%s step %d %s", part, step + 1, text)
