@@ -11,7 +11,7 @@ export BENTOML_DO_NOT_TRACK := True
 export BENTOML_HOME ?= $(CURDIR)/outputs/bentoml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo test lint test-cluster
+.PHONY: help env demo joint test smoke lint test-cluster
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -21,15 +21,22 @@ env: .venv/.ready  ## install everything into .venv
 .venv/.ready: requirements/all.txt pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements/all.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --requirement requirements/all.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: env  ## from raw data to an answered request; the second time only what has changed
 	$(BIN)/vargpt demo
 
+joint: env  ## the optional recipe: decoder, projectors and language model together, with replay
+	$(BIN)/python -m training.launch joint
+	$(BIN)/vargpt evaluate --model outputs/joint/model --metrics metrics/joint.json --plots plots/joint
+
 test: env  ## run the whole suite
 	$(BIN)/python -m pytest
+
+smoke: env  ## the demo at the smallest size, twice, in a copy of the repository
+	$(BIN)/python -m pytest -m pipeline
 
 lint: env  ## check style
 	$(BIN)/ruff check .

@@ -135,6 +135,16 @@ def test_the_first_prompts_already_hold_every_digit_and_a_share_of_kept_pairs(pr
 
     assert {meta["digit"] for meta in first} == set(range(10))
     assert 6 <= sum(meta["unseen"] for meta in first) <= 24
+    assert sum(meta["family"] == "draw" for meta in first) == 30
+
+
+def test_two_passes_ask_for_every_combination_with_and_without_a_description(data):
+    asked = [record["meta"] for record, _ in wishes(Studio(data, "test", 0, 0.0), 600)]
+
+    assert (
+        len({tuple(meta[name] for name in ("family", "digit", "color", "background")) for meta in asked})
+        == 600
+    )
 
 
 def test_the_tiny_size_asks_for_enough_drawings(data):

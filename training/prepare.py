@@ -255,7 +255,8 @@ def wishes(studio: Studio, count: int) -> Iterator[tuple[Record, dict[str, bytes
         rng = studio.rng("wish", index)
         digit, color, background = combinations[order[index % len(combinations)]]
         scene = Scene(digit, color, background, -1)
-        family = "draw" if (index // len(combinations)) % 2 == 0 else "draw_and_describe"
+        # In turn, and the other way round in the next pass: every combination gets both.
+        family = ("draw", "draw_and_describe")[(index + index // len(combinations)) % 2]
         turn = (
             instructions.draw(scene, rng) if family == "draw" else instructions.draw_and_describe(scene, rng)
         )

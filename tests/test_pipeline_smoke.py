@@ -1,0 +1,138 @@
+"""Laws of the whole: from a fresh copy of the repository to an answered request, at the smallest size."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[1]
+SHARES = {
+    "draw": ("all_right", "unseen"),
+    "vqa": ("digit", "color", "background"),
+    "pope": ("random", "popular", "adversarial"),
+}
+AGAIN_SECONDS = 60
+
+
+class Copy:
+    """The repository as it lies, in a place of its own, with every change committed there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = self.run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file() and name != "dvc.lock":
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        params = folder / "params.yaml"
+        params.write_text(params.read_text().replace("size: tiny", "size: smoke", 1))
+        who = ("-c", "user.name=smoke", "-c", "user.email=smoke@localhost")
+        for command in (["init", "-q"], ["add", "-A"], [*who, "commit", "-q", "-m", "smoke"]):
+            self.run("git", *command)
+
+    def run(self, *command: str, cwd: Path | None = None, codes: tuple[int, ...] = (0,)) -> str:
+        """What a command says on both streams; an exit code that is not expected fails with it."""
+        # One thread: the size is too small for more, and machines that do other work too are common.
+        own = {"BENTOML_HOME": str(self.folder / "outputs" / "bentoml"), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **own}
+        done = subprocess.run(
+            command,
+            cwd=cwd or self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if cwd is None else None,
+            text=True,
+        )
+        assert done.returncode in codes, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"
+        return done.stdout
+
+    def vargpt(self, *arguments: str, codes: tuple[int, ...] = (0,)) -> str:
+        """What a command of ours says."""
+        return self.run(sys.executable, "-m", "training.cli", *arguments, codes=codes)
+
+    def read(self, path: str) -> dict:
+        """A JSON file."""
+        return json.loads((self.folder / path).read_text())
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    copy = Copy(tmp_path_factory.mktemp("copy"))
+    copy.log = copy.vargpt("demo")
+    return copy
+
+
+def test_the_summary_has_every_figure_that_is_asked_for(played):
+    summary = played.read("outputs/demo/summary.json")
+
+    for group, names in SHARES.items():
+        for name in names:
+            assert 0 <= summary[group][name] <= 1, (group, name)
+    assert 0 <= summary["draw_and_describe"] <= 1
+    assert summary["draw"]["frechet_ratio"] > 0
+    assert summary["tokenizer"]["psnr"] > 0
+    assert 0 <= summary["tokenizer"]["judge"] <= 1
+    pointers = [
+        played.read(f"artifacts/{stage}.json") for stage in ("backbones", "stage1", "stage2", "stage3")
+    ]
+    assert summary["seconds"]["train"] == pytest.approx(
+        sum(pointer["seconds"] for pointer in pointers), abs=0.1
+    )
+    assert summary["seconds"]["total"] > summary["seconds"]["train"]
+    assert 2**28 < summary["peak_rss_bytes"] < 4 * 2**30
+    assert summary["commit"] == played.run("git", "rev-parse", "HEAD").strip()
+
+
+def test_the_demo_tells_the_figures_the_reply_and_where_to_look(played):
+    words = played.log[played.log.index("reached") :]
+
+    assert "draw.all_right" in words
+    assert "answered: " in words
+    assert "outputs/demo/summary.json" in words
+    assert "mlflow server --backend-store-uri sqlite:///mlflow.db" in words
+    drawn = (played.folder / "outputs" / "demo" / "reply.png").exists()
+    assert ("reply.png" in words) == drawn
+
+
+def test_a_second_play_changes_nothing_and_is_short(played):
+    before = (played.folder / "outputs" / "demo" / "summary.json").read_bytes()
+    began = time.monotonic()
+
+    log = played.vargpt("demo")
+
+    assert time.monotonic() - began < AGAIN_SECONDS
+    assert "Running stage" not in log
+    assert "is the champion already" in log
+    assert (played.folder / "outputs" / "demo" / "summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("end", ["outputs/stage3/model", "models:/vargpt@champion"])
+def test_the_model_can_be_traced_to_its_data_from_either_end(played, end):
+    found = json.loads(played.vargpt("lineage", end, "--json").splitlines()[-1])
+
+    assert {check["name"] for check in found["checks"]} == {"weights", "data pointer", "data", "git commit"}
+    assert found["record"]["model_version"] == "1"
+
+
+def test_dvc_tells_the_figures(played):
+    shown = played.run(sys.executable, "-m", "dvc", "metrics", "show", "--json")
+
+    figures = json.loads(shown.splitlines()[-1])
+    assert "all_right" in str(figures)
+
+
+def test_a_stage_whose_model_is_gone_runs_again(played):
+    shutil.rmtree(played.folder / "outputs" / "stage3" / "model")
+
+    planned = played.run(sys.executable, "-m", "dvc", "repro", "--dry")
+
+    assert "Running stage 'stage3'" in planned
+    assert "Running stage 'stage2'" not in planned
+    assert "error: " in played.vargpt("promote", codes=(2,))
