@@ -84,6 +84,11 @@ class Learning:
         for place, value in zip(places, values, strict=True):
             place.copy_(value)
         self.optimizer.load_state_dict(tree["optimizer"])
+        for parameter, moments in self.optimizer.state.items():
+            # A fused step goes through memory: moments must lie as their parameter lies.
+            for name, value in moments.items():
+                if value.shape == parameter.shape:
+                    moments[name] = torch.empty_like(parameter).copy_(value)
 
 
 def decay_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
