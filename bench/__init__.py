@@ -1,0 +1,1 @@
+"""Repeatable benchmarks, each printing a small table and JSON; they need only `model/` and its imports."""

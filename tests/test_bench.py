@@ -1,0 +1,73 @@
+"""Laws of the benchmarks: they run at tiny size on the CPU, and measure what they say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import gpu, latency
+from bench.requests import never_stopping, random_model, speaking_requests
+from bench.timing import milliseconds
+from model.generation import generate
+from training.stages import STAGES
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_warm_up_does_not_count():
+    calls = []
+
+    taken = milliseconds(lambda: calls.append(0), repeats=5, device="cpu", warm_up=3)
+
+    assert len(calls) == 8
+    assert taken["repeats"] == 5
+    assert 0 < taken["min"] <= taken["median"] <= taken["p95"]
+
+
+def test_a_model_that_cannot_stop_says_as_many_words_as_it_is_asked_for():
+    model = never_stopping(random_model("tiny", "cpu", torch.float32))
+
+    [reply] = generate(model, speaking_requests(model, 1, words=24))
+
+    assert len(reply.token_ids) == 24
+
+
+def test_stage_3_of_the_benchmark_is_stage_3_of_training():
+    assert set(gpu.STAGE3_TRAINS) == set(STAGES["stage3"].trains)
+
+
+@pytest.mark.parametrize(
+    ("bench", "options"), [(latency, []), (gpu, ["--preset", "tiny", "--device", "cpu"])]
+)
+def test_a_benchmark_writes_its_figures(bench, options, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    try:
+        bench.main([*options, "--repeats", "2", "--out", str(tmp_path / "figures.json")])
+    finally:
+        torch.set_num_threads(threads)
+
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["machine"]["device"] == "cpu"
+    assert "machine.torch" in capsys.readouterr().out
+    if bench is gpu:
+        assert set(figures["bfloat16_error"]) >= {"vision_tower", "language_model", "visual_decoder"}
+        assert all(0 < error < 0.2 for error in figures["bfloat16_error"].values())
+        assert figures["draw_ms_batch_16"]["median"] > figures["draw_ms_batch_1"]["median"]
+        assert figures["stage3_step_ms"]["median"] > 0
+    else:
+        assert figures["float32"]["words_per_second_batch_1"] > 0
+        assert figures["bfloat16_over_float32"] > 0
+
+
+def test_the_benchmark_of_a_gpu_needs_nothing_but_the_model():
+    program = "import sys, bench.gpu; sys.exit(any(name in sys.modules for name in sys.argv[1:]))"
+    others = ["training", "serving", "mlflow", "bentoml", "dvc"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    done = subprocess.run([sys.executable, "-c", program, *others], env=environment, cwd=ROOT, check=False)
+
+    assert done.returncode == 0
