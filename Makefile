@@ -36,7 +36,7 @@ test: env  ## run the whole suite
 	$(BIN)/python -m pytest
 
 smoke: env  ## the demo at the smallest size, twice, in a copy of the repository
-	$(BIN)/python -m pytest -m pipeline
+	$(BIN)/python -m pytest -m pipeline tests/test_pipeline_smoke.py
 
 lint: env  ## check style
 	$(BIN)/ruff check .
@@ -46,4 +46,4 @@ lint: env  ## check style
 CLUSTER_SCRIPT ?= $(wildcard ../shared/kube/cluster.sh)
 
 test-cluster: env  ## run stages as PyTorchJobs on a real cluster
-	CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -rs
+	CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -rs tests/test_k8s_cluster.py
