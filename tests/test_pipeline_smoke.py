@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ SHARES = {
     "vqa": ("digit", "color", "background"),
     "pope": ("random", "popular", "adversarial"),
 }
-AGAIN_SECONDS = 60
 
 
 class Copy:
@@ -101,13 +99,11 @@ def test_the_demo_tells_the_figures_the_reply_and_where_to_look(played):
     assert ("reply.png" in words) == drawn
 
 
-def test_a_second_play_changes_nothing_and_is_short(played):
+def test_a_second_play_changes_nothing(played):
     before = (played.folder / "outputs" / "demo" / "summary.json").read_bytes()
-    began = time.monotonic()
 
     log = played.vargpt("demo")
 
-    assert time.monotonic() - began < AGAIN_SECONDS
     assert "Running stage" not in log
     assert "is the champion already" in log
     assert (played.folder / "outputs" / "demo" / "summary.json").read_bytes() == before
