@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 import time
 
 from training.backbones import make_backbones
@@ -39,6 +40,8 @@ def run_backbones(params: Params, place: Place, setting: Setting) -> None:
     finally:
         tracker.finish(status)
     place.point(weights, tracker.mlflow_run_id or run_id, time.monotonic() - began)
+    # They are known by parameters and data, not by the code that made them: a later run starts anew.
+    shutil.rmtree(place.folder / "parts", ignore_errors=True)
     logger.info("backbones are done: %s", place.model_dir)
 
 
