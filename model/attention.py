@@ -1,4 +1,4 @@
-"""Softmax attention of the visual decoder: the one place that picks a kernel."""
+"""Softmax attention: the one place that picks a kernel."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +8,8 @@ try:
 except ImportError:
     flash_attn_func = None
 
-# Shape legend: B = batch, Q = query tokens, K = key tokens, N = heads, H = channels of a head.
+# Shape legend: B = batch, Q = query tokens, K = key tokens, N = heads, H = channels of a head, R = rows of a
+# store, T = their new positions.
 
 
 def attend(q_BQNH: Tensor, k_BKNH: Tensor, v_BKNH: Tensor, mask_QK: Tensor | None = None) -> Tensor:
@@ -29,6 +30,22 @@ def attend(q_BQNH: Tensor, k_BKNH: Tensor, v_BKNH: Tensor, mask_QK: Tensor | Non
     return F.scaled_dot_product_attention(q_BNQH, k_BNKH, v_BNKH, attn_mask=mask_QK, scale=1.0).transpose(
         1, 2
     )
+
+
+def attend_step(
+    q_RTNH: Tensor, k_RKNH: Tensor, v_RKNH: Tensor, mask_R1TK: Tensor | None, is_causal: bool
+) -> Tensor:
+    """Attention of the language model over cached positions with the usual scale, (R, T, N, H).
+
+    Keys and values may have fewer heads than queries. Rows of a batch end at different positions, which
+    flash-attn's kernel cannot be told; PyTorch's takes the mask.
+    """
+    q_RNTH, k_RNKH, v_RNKH = (x.transpose(1, 2) for x in (q_RTNH, k_RKNH, v_RKNH))
+    is_grouped = q_RNTH.shape[1] != k_RNKH.shape[1]
+    attended_RNTH = F.scaled_dot_product_attention(
+        q_RNTH, k_RNKH, v_RNKH, attn_mask=mask_R1TK, is_causal=is_causal, enable_gqa=is_grouped
+    )
+    return attended_RNTH.transpose(1, 2)
 
 
 def _plain(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask_QK: Tensor | None) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.cache import SequenceStore, step_mask
-from model.sampling import GuidanceMode, SamplingParams, choose, gumbel_noise
+from model.sampling import GuidanceMode, SamplingParams, choose_together, gumbel_noise
 from model.scales import scale_offsets
+from model.stepping import LanguageSteps
 from model.vargpt import Vargpt
 from model.visual_decoder import DecoderCache
 
@@ -26,7 +26,7 @@ SMOOTHING_START, SMOOTHING_DECAY, SMOOTHING_FLOOR = 0.27, 0.95, 0.005
 
 @dataclass(frozen=True)
 class Sketch:
-    """One image to draw: where its sequence lies in the store, and how to sample it."""
+    """One image to draw: its row, how many positions stand before the image start, and how to sample it."""
 
     row: int
     length: int
@@ -35,67 +35,35 @@ class Sketch:
     generator: torch.Generator
 
 
-def stepped(
-    model: Vargpt,
-    store: SequenceStore,
-    embedded_RTD: Tensor,
-    rows: Sequence[int],
-    lengths: Sequence[int],
-    room: int,
-) -> Tensor:
-    """Append embedded positions to rows of the store; their last hidden states, (R, T, D)."""
-    device = embedded_RTD.device
-    steps_T = torch.arange(embedded_RTD.shape[1], device=device)
-    positions_RT = torch.tensor(list(lengths), device=device)[:, None] + steps_T
-    view = store.view(torch.tensor(list(rows), device=device), positions_RT, room)
-    return model.language_model.states(
-        embedded_RTD,
-        attention_mask=step_mask(positions_RT),
-        position_ids=positions_RT,
-        past_key_values=view,
-        use_cache=True,
-    )
-
-
 def draw(
     model: Vargpt,
-    store: SequenceStore,
+    steps: LanguageSteps,
     sketches: Sequence[Sketch],
-    room: int,
     on_scale: Callable[[int], None] = lambda k: None,
 ) -> list[Tensor]:
     """Draw one image for each sketch; pixels in [0, 1], each (3, H, W).
 
-    The language model's rows grow by the image's tokens. `on_scale` is told each finished scale.
+    The language model's rows grow by the image start and the image's tokens. `on_scale` is told each
+    finished scale.
     """
-    null_prefix = _read_null_prompts(model, store, sketches, room)
-    return _Drawing(model, store, sketches, room, null_prefix).run(on_scale)
-
-
-def _read_null_prompts(model: Vargpt, store: SequenceStore, sketches: Sequence[Sketch], room: int) -> int:
-    """Write the null prompt and the image start into the rows that guidance needs; its length."""
-    rows = [sketch.null_row for sketch in sketches if sketch.params.guidance_mode is GuidanceMode.PROMPT]
-    ids = [*(model.config.null_prompt or []), model.config.image_start_token_id]
-    if rows:
-        input_ids = torch.tensor([ids] * len(rows), device=model.device)
-        stepped(model, store, model.embed(input_ids), rows, [0] * len(rows), max(room, len(ids)))
-    return len(ids)
+    return _Drawing(model, steps, sketches).run(on_scale)
 
 
 class _Drawing:
     """The state of one batch of images between scales."""
 
-    def __init__(
-        self, model: Vargpt, store: SequenceStore, sketches: Sequence[Sketch], room: int, null_prefix: int
-    ) -> None:
-        self.model, self.store, self.room = model, store, room
+    def __init__(self, model: Vargpt, steps: LanguageSteps, sketches: Sequence[Sketch]) -> None:
+        self.model, self.steps, self.sketches = model, steps, sketches
         modes = [sketch.params.guidance_mode for sketch in sketches]
-        self.sketches = sketches
         prompted = [g for g, mode in enumerate(modes) if mode is GuidanceMode.PROMPT]
-        noised = [g for g, mode in enumerate(modes) if mode is GuidanceMode.NOISE]
-        self.guided, self.num_prompted, self.noised = [*prompted, *noised], len(prompted), noised
-        self.rows = [s.row for s in sketches] + [sketches[g].null_row for g in prompted]
-        self.lengths = [s.length for s in sketches] + [null_prefix] * len(prompted)
+        self.noised = [g for g, mode in enumerate(modes) if mode is GuidanceMode.NOISE]
+        self.guided = [*prompted, *self.noised]
+        null_rows = [sketches[g].null_row for g in prompted]
+        null_ids = model.config.null_prompt or []
+        self.rows = [s.row for s in sketches] + null_rows
+        self.lengths = [s.length for s in sketches] + [len(null_ids)] * len(null_rows)
+        steps.reserve(max(self.rows) + 1, max(self.lengths) + 1 + model.config.num_image_tokens)
+        self._read_null_prompt(null_ids, null_rows)
         self.cache = DecoderCache(model.config.visual_decoder_config.depth)
         # The released checkpoint opens both branches with the null start; ours only the empty prompt's.
         opened_null = [mode is GuidanceMode.NOISE for mode in modes] + [True] * len(self.guided)
@@ -104,12 +72,18 @@ class _Drawing:
         self.codes: list[Tensor] = []
         self.canvas_GZHW: Tensor | float = 0.0
 
+    def _read_null_prompt(self, null_ids: list[int], null_rows: list[int]) -> None:
+        """Read once what all guided images are compared with."""
+        if null_ids and null_rows:
+            input_ids = torch.tensor([null_ids], device=self.model.device)
+            self.steps.step(self.model.embed(input_ids), null_rows[:1], [0])
+            self.steps.copy(null_rows[0], null_rows[1:], len(null_ids))
+
     def run(self, on_scale: Callable[[int], None]) -> list[Tensor]:
         scales = self.model.config.scales
-        language_rows = len(self.rows)
         x_RNC = self.model.visual_decoder.embed_start(self.cond_RC)
         for k in range(len(scales)):
-            logits_GNV = self._guide(self._logits(x_RNC[:language_rows]), k)
+            logits_GNV = self._guide(self._logits(x_RNC[: len(self.rows)], k), k)
             self._add_scale(logits_GNV, k)
             on_scale(k)
             if k + 1 < len(scales):
@@ -117,14 +91,23 @@ class _Drawing:
                 x_RNC = torch.cat([x_GNC, x_GNC[self.guided]])
         return [self._picture(g) for g in range(len(self.sketches))]
 
-    def _logits(self, x_ANC: Tensor) -> Tensor:
+    def _logits(self, x_ANC: Tensor, k: int) -> Tensor:
         """Logits of this scale for all branches, (R, N, V)."""
+        num_tokens = x_ANC.shape[1]
         embedded_AND = self.model.generation_input_projector(x_ANC)
-        hidden_AND = stepped(self.model, self.store, embedded_AND, self.rows, self.lengths, self.room)
-        self.lengths = [length + x_ANC.shape[1] for length in self.lengths]
+        if k == 0:
+            embedded_AND = torch.cat([self._image_starts(), embedded_AND], dim=1)
+        hidden_AND = self.steps.step(embedded_AND, self.rows, self.lengths)
+        self.lengths = [length + embedded_AND.shape[1] for length in self.lengths]
+        hidden_AND = hidden_AND[:, -num_tokens:]
         noise = [self._noise(self.sketches[g], hidden_AND) for g in self.noised]
         hidden_RND = torch.cat([hidden_AND, *noise])
         return self.model.image_logits(hidden_RND, self.cond_RC, self.cache).float()
+
+    def _image_starts(self) -> Tensor:
+        """The word that stands before the first scale, (A, 1, D)."""
+        input_ids = torch.full((len(self.rows), 1), self.model.config.image_start_token_id)
+        return self.model.embed(input_ids.to(self.model.device))
 
     @staticmethod
     def _noise(sketch: Sketch, like_AND: Tensor) -> Tensor:
@@ -132,17 +115,24 @@ class _Drawing:
 
     def _guide(self, logits_RNV: Tensor, k: int) -> Tensor:
         """Push conditional logits away from the unconditional ones, (G, N, V)."""
-        count, last = len(self.sketches), max(len(self.model.config.scales) - 1, 1)
-        cond_GNV, uncond_UNV = logits_RNV[:count].clone(), logits_RNV[count:]
-        for uncond_NV, g in zip(uncond_UNV, self.guided, strict=True):
-            params = self.sketches[g].params
-            is_noise = params.guidance_mode is GuidanceMode.NOISE
-            weight = 1 + params.guidance * k / last if is_noise else params.guidance
-            cond_GNV[g] = uncond_NV + weight * (cond_GNV[g] - uncond_NV)
-        return cond_GNV
+        count = len(self.sketches)
+        cond_GNV, uncond_UNV = logits_RNV[:count], logits_RNV[count:]
+        if not self.guided:
+            return cond_GNV
+        weights_U = torch.tensor([self._weight(g, k) for g in self.guided], device=logits_RNV.device)
+        guided_U = torch.tensor(self.guided, device=logits_RNV.device)
+        pushed_UNV = torch.lerp(uncond_UNV, cond_GNV[guided_U], weights_U[:, None, None])
+        return cond_GNV.index_copy(0, guided_U, pushed_UNV)
+
+    def _weight(self, g: int, k: int) -> float:
+        """Where on the line from unconditional (0) to conditional (1) and beyond."""
+        params, last = self.sketches[g].params, max(len(self.model.config.scales) - 1, 1)
+        is_noise = params.guidance_mode is GuidanceMode.NOISE
+        return 1 + params.guidance * k / last if is_noise else params.guidance
 
     def _add_scale(self, logits_GNV: Tensor, k: int) -> None:
-        codes_GN = torch.stack([self._choose(logits_GNV[g], s) for g, s in enumerate(self.sketches)])
+        choices = [sketch.params.image_choice for sketch in self.sketches]
+        codes_GN = choose_together(logits_GNV, choices, [sketch.generator for sketch in self.sketches])
         self.codes.append(codes_GN)
         quantizer = self.model.image_tokenizer.quantizer
         vectors_GNZ = quantizer.codebook(codes_GN)
@@ -150,13 +140,6 @@ class _Drawing:
             if sketch.params.smoothing:
                 vectors_GNZ[g] = self._smooth(logits_GNV[g], sketch, k)
         self.canvas_GZHW = self.canvas_GZHW + quantizer.upsample(vectors_GNZ, k)
-
-    @staticmethod
-    def _choose(logits_NV: Tensor, sketch: Sketch) -> Tensor:
-        params = sketch.params
-        return choose(
-            logits_NV, params.image_temperature, params.image_top_k, params.image_top_p, sketch.generator
-        )
 
     def _smooth(self, logits_NV: Tensor, sketch: Sketch, k: int) -> Tensor:
         """A soft mixture of codebook vectors that hardens towards the finest scale, (N, Z)."""

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.cache import SequenceStore
-from model.drawing import Sketch, draw, stepped
-from model.sampling import SamplingParams, choose
+from model.drawing import Sketch, draw
+from model.sampling import GuidanceMode, SamplingParams, choose_together
+from model.stepping import LanguageSteps
 from model.vargpt import Vargpt
 
 # Shape legend: R = rows stepped now, T = positions, D = language model width, V = vocabulary.
@@ -105,10 +105,7 @@ class _Generation:
     ) -> None:
         self.model, self.on_event, self.should_stop = model, on_event, should_stop
         self.runs = [_Run(index, request) for index, request in enumerate(requests)]
-        self.store = SequenceStore(model.config.text_config.num_hidden_layers)
         self.context = model.config.text_config.max_position_embeddings
-        longest = max((len(request.input_ids) for request in requests), default=0)
-        self.room = min(self.context, longest + 2 * model.config.num_image_tokens)
         for run in self.runs:
             if len(run.request.input_ids) >= self.context:
                 length = len(run.request.input_ids)
@@ -116,8 +113,14 @@ class _Generation:
                     f"prompt has {length} tokens; the context holds {self.context}, reply included"
                 )
 
+        config = model.config
+        barred = [config.image_token_id, config.image_end_token_id, config.image_pad_token_id]
+        self.barred = torch.tensor(barred, device=model.device)
+        self.steps = LanguageSteps(model.language_model)
+
     def run(self) -> list[Reply]:
         if self.runs:
+            self._make_room()
             self._read_prompts()
         while active := [run for run in self.runs if not self._is_over(run)]:
             start = self.model.config.image_start_token_id
@@ -133,16 +136,23 @@ class _Generation:
             run.finish_reason = "cancelled"
         return run.finish_reason is not None
 
+    def _make_room(self) -> None:
+        """A row for each request and, where one is sure to be guided, a row for its empty prompt."""
+        longest = max(len(run.request.input_ids) for run in self.runs)
+        is_guided = any(
+            run.request.force_image and run.params.guidance_mode is GuidanceMode.PROMPT for run in self.runs
+        )
+        num_places = min(self.context, longest + 2 * self.model.config.num_image_tokens)
+        self.steps.reserve((1 + is_guided) * len(self.runs), num_places)
+
     def _read_prompts(self) -> None:
         embedded = [self._embedded(run.request) for run in self.runs]
-        lengths = [len(rows) for rows in embedded]
+        for run, rows in zip(self.runs, embedded, strict=True):
+            run.length = len(rows)
         embedded_RTD = torch.nn.utils.rnn.pad_sequence(embedded, batch_first=True)
-        rows = range(len(self.runs))
-        hidden_RTD = stepped(self.model, self.store, embedded_RTD, rows, [0] * len(lengths), self.room)
-        last_RD = torch.stack([hidden_RTD[row, length - 1] for row, length in enumerate(lengths)])
-        for run, length in zip(self.runs, lengths, strict=True):
-            run.length = length
-        self._choose_next(self.runs, last_RD)
+        hidden_RTD = self.steps.step(embedded_RTD, range(len(self.runs)), [0] * len(self.runs))
+        last = [run.length - 1 for run in self.runs]
+        self._choose_next(self.runs, hidden_RTD[range(len(self.runs)), last])
 
     def _embedded(self, request: Request) -> Tensor:
         device, dtype = self.model.device, self.model.dtype
@@ -156,43 +166,36 @@ class _Generation:
 
     def _speak(self, runs: list[_Run]) -> None:
         """Feed each run's next token and choose the one after it."""
-        last_RD = self._feed(runs)
+        input_ids = torch.tensor([[run.next_token] for run in runs], device=self.model.device)
+        embedded_R1D = self.model.language_model.get_input_embeddings()(input_ids)
+        needed = max(run.length for run in runs) + 1
+        if needed > self.steps.num_places:  # doubled, so that copying stays rare
+            self.steps.reserve(len(self.runs), min(self.context, 2 * needed))
+        rows, lengths = [run.index for run in runs], [run.length for run in runs]
+        last_RD = self.steps.step(embedded_R1D, rows, lengths)[:, -1]
         for run in runs:
             run.length += 1
         self._choose_next(runs, last_RD)
 
-    def _feed(self, runs: list[_Run]) -> Tensor:
-        input_ids = torch.tensor([[run.next_token] for run in runs], device=self.model.device)
-        embedded_R1D = self.model.language_model.get_input_embeddings()(input_ids)
-        self._grow()
-        rows, lengths = [run.index for run in runs], [run.length for run in runs]
-        return stepped(self.model, self.store, embedded_R1D, rows, lengths, self.room)[:, -1]
-
-    def _grow(self) -> None:
-        """Room for one more word or image; doubled, so that copying stays rare."""
-        needed = max(run.length for run in self.runs) + self.model.config.num_image_tokens + 1
-        if needed > self.room:
-            self.room = min(self.context, 2 * needed)
-
     def _choose_next(self, runs: list[_Run], last_RD: Tensor) -> None:
-        logits_RV = self.model.text_logits(last_RD).float()
-        for run, logits_V in zip(runs, logits_RV, strict=True):
-            if run.request.force_image and not run.token_ids:
-                token = self.model.config.image_start_token_id
-            else:
-                token = self._choose(run, logits_V)
-            self._accept(run, token)
+        forced = [run.request.force_image and not run.token_ids for run in runs]
+        # A forced image must not use up random numbers: its request would draw another picture when alone.
+        free = [row for row, is_forced in enumerate(forced) if not is_forced]
+        chosen = dict(zip(free, self._choose([runs[row] for row in free], last_RD[free]), strict=True))
+        for row, run in enumerate(runs):
+            self._accept(run, chosen.get(row, self.model.config.image_start_token_id))
 
-    def _choose(self, run: _Run, logits_V: Tensor) -> int:
-        config, params = self.model.config, run.params
-        barred = [config.image_token_id, config.image_end_token_id, config.image_pad_token_id]
-        if len(run.images) >= params.max_images:
-            barred.append(config.image_start_token_id)
-        logits_V = logits_V.index_fill(0, torch.tensor(barred, device=logits_V.device), float("-inf"))
-        chosen = choose(
-            logits_V[None], params.text_temperature, params.text_top_k, params.text_top_p, run.generator
-        )
-        return int(chosen)
+    def _choose(self, runs: list[_Run], last_RD: Tensor) -> list[int]:
+        if not runs:
+            return []
+        logits_RV = self.model.text_logits(last_RD).float()
+        logits_RV.index_fill_(1, self.barred, float("-inf"))
+        full = [row for row, run in enumerate(runs) if len(run.images) >= run.params.max_images]
+        if full:
+            logits_RV[full, self.model.config.image_start_token_id] = float("-inf")
+        choices = [run.params.text_choice for run in runs]
+        chosen_R1 = choose_together(logits_RV[:, None], choices, [run.generator for run in runs])
+        return chosen_R1[:, 0].tolist()
 
     def _accept(self, run: _Run, token: int) -> None:
         """Take the chosen token: end there, or keep it to be fed next."""
@@ -214,16 +217,14 @@ class _Generation:
         self.on_event(Event(run.index, "token", token_id=token))
 
     def _draw(self, runs: list[_Run]) -> None:
-        """Feed the image start of each run, draw, and let the image's end come next."""
-        self._feed(runs)
-        sketches = []
-        for run in runs:
-            run.length += 1
-            null_row = len(self.runs) + run.index
-            sketches.append(Sketch(run.index, run.length, null_row, run.params, run.generator))
-        pictures = draw(self.model, self.store, sketches, self.room, lambda k: self._tell_scale(runs, k))
+        """Draw for each run, and let the image's end come next."""
+        sketches = [
+            Sketch(run.index, run.length, len(self.runs) + run.index, run.params, run.generator)
+            for run in runs
+        ]
+        pictures = draw(self.model, self.steps, sketches, lambda k: self._tell_scale(runs, k))
         for run, picture in zip(runs, pictures, strict=True):
-            run.length += self.model.config.num_image_tokens
+            run.length += 1 + self.model.config.num_image_tokens
             run.images.append(picture)
             self.on_event(Event(run.index, "image", image=picture))
             self._say(run, self.model.config.image_end_token_id)

@@ -5,6 +5,7 @@ Source: AdaLN blocks of arXiv:2404.02905; spec sections 1.2 and 1.3.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +24,21 @@ INITIAL_ATTENTION_SCALE = 4.0
 KeysValues = tuple[Tensor, Tensor]
 
 
+class Asked(NamedTuple):
+    """What a condition asks of one block, each (B, 1, C), in the order of the released weights."""
+
+    gate_attention: Tensor
+    gate_forward: Tensor
+    scale_attention: Tensor
+    scale_forward: Tensor
+    shift_attention: Tensor
+    shift_forward: Tensor
+
+
 def modulate(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
     """Layer norm without weights of its own, then the scale and shift that the condition asks for."""
-    return F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=NORM_EPS) * (1 + scale_B1C) + shift_B1C
+    normed_BLC = F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=NORM_EPS)
+    return torch.addcmul(shift_B1C, normed_BLC, 1 + scale_B1C)
 
 
 class CosineAttention(nn.Module):
@@ -46,10 +59,10 @@ class CosineAttention(nn.Module):
     ) -> tuple[Tensor, KeysValues]:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv_BL3NH = F.linear(x_BLC, self.qkv.weight, bias).unflatten(2, (3, self.num_heads, -1))
-        q_BLNH, k_BLNH, v_BLNH = qkv_BL3NH.unbind(2)
+        unit_BL2NH, v_BKNH = F.normalize(qkv_BL3NH[:, :, :2], dim=-1), qkv_BL3NH[:, :, 2]
         sharpness_N1 = self.log_scale.clamp(max=math.log(MAX_ATTENTION_SCALE)).exp()[:, None]
-        q_BLNH = (F.normalize(q_BLNH, dim=-1) * sharpness_N1).to(v_BLNH.dtype)
-        k_BKNH, v_BKNH = F.normalize(k_BLNH, dim=-1).to(v_BLNH.dtype), v_BLNH
+        q_BLNH = (unit_BL2NH[:, :, 0] * sharpness_N1).to(v_BKNH.dtype)
+        k_BKNH = unit_BL2NH[:, :, 1].to(v_BKNH.dtype)
         if past is not None:
             k_BKNH, v_BKNH = torch.cat([past[0], k_BKNH], dim=1), torch.cat([past[1], v_BKNH], dim=1)
         attended_BLC = attend(q_BLNH, k_BKNH, v_BKNH, mask_LK).flatten(2)
@@ -92,12 +105,16 @@ class AdaptiveBlock(nn.Module):
         self.feed_forward = FeedForward(config)
         self.drop_path = DropPath(drop_path)
 
-    def forward(
-        self, x_BLC: Tensor, cond_BC: Tensor, mask_LK: Tensor | None, past: KeysValues | None
-    ) -> tuple[Tensor, KeysValues]:
+    def asked(self, cond_BC: Tensor) -> Asked:
+        """What the condition asks of this block; the same for all scales of a drawing."""
         parts = self.modulation(F.silu(cond_BC)).unflatten(1, (1, 6, -1)).unbind(2)
-        gate_attention, gate_forward, scale_attention, scale_forward, shift_attention, shift_forward = parts
-        attended_BLC, seen = self.attention(modulate(x_BLC, scale_attention, shift_attention), mask_LK, past)
-        x_BLC = x_BLC + self.drop_path(gate_attention * attended_BLC)
-        forwarded_BLC = self.feed_forward(modulate(x_BLC, scale_forward, shift_forward))
-        return x_BLC + self.drop_path(gate_forward * forwarded_BLC), seen
+        return Asked(*parts)
+
+    def forward(
+        self, x_BLC: Tensor, asked: Asked, mask_LK: Tensor | None, past: KeysValues | None
+    ) -> tuple[Tensor, KeysValues]:
+        normed_BLC = modulate(x_BLC, asked.scale_attention, asked.shift_attention)
+        attended_BLC, seen = self.attention(normed_BLC, mask_LK, past)
+        x_BLC = torch.addcmul(x_BLC, asked.gate_attention, self.drop_path(attended_BLC))
+        forwarded_BLC = self.feed_forward(modulate(x_BLC, asked.scale_forward, asked.shift_forward))
+        return torch.addcmul(x_BLC, asked.gate_forward, self.drop_path(forwarded_BLC)), seen

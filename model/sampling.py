@@ -1,13 +1,15 @@
 """How a reply is sampled: parameters of one request, and the choice of one code or word from logits."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Shape legend: R = rows, V = vocabulary or codebook size.
+# Shape legend: G = requests, R = rows, V = vocabulary or codebook size, K = candidates.
 
 MAX_SEED = 2**63 - 1
 
@@ -20,6 +22,14 @@ class GuidanceMode(StrEnum):
     PROMPT = "prompt"
     NOISE = "noise"
     NONE = "none"
+
+
+class Choice(NamedTuple):
+    """How one index is chosen from logits. Temperature 0 is greedy; top-k 0 and top-p 1 keep everything."""
+
+    temperature: float
+    top_k: int
+    top_p: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,14 @@ class SamplingParams:
         _check("max_new_tokens", self.max_new_tokens, low=1, high=math.inf)
         _check("seed", self.seed, low=0, high=MAX_SEED)
 
+    @property
+    def text_choice(self) -> Choice:
+        return Choice(self.text_temperature, self.text_top_k, self.text_top_p)
+
+    @property
+    def image_choice(self) -> Choice:
+        return Choice(self.image_temperature, self.image_top_k, self.image_top_p)
+
 
 def _check(name: str, value: float, low: float, high: float) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -72,32 +90,49 @@ def _check(name: str, value: float, low: float, high: float) -> None:
 
 def keep_likely(logits_RV: Tensor, top_k: int, top_p: float) -> Tensor:
     """Logits with everything but the likely choices at minus infinity; the best one always stays."""
-    if 0 < top_k < logits_RV.shape[-1]:
-        least_R1 = logits_RV.topk(top_k, dim=-1).values[..., -1:]
-        logits_RV = logits_RV.masked_fill(logits_RV < least_R1, -math.inf)
+    num_kept = min(top_k, logits_RV.shape[-1]) or logits_RV.shape[-1]
+    if num_kept == logits_RV.shape[-1] and top_p == 1:
+        return logits_RV
+    best_RK = logits_RV.topk(num_kept, dim=-1).values
     if top_p < 1:
-        sorted_RV, order_RV = logits_RV.sort(dim=-1, descending=True)
-        before_RV = sorted_RV.softmax(dim=-1).cumsum(dim=-1) - sorted_RV.softmax(dim=-1)
-        dropped_RV = torch.zeros_like(logits_RV, dtype=torch.bool).scatter(-1, order_RV, before_RV >= top_p)
-        logits_RV = logits_RV.masked_fill(dropped_RV, -math.inf)
-    return logits_RV
+        share_RK = best_RK.softmax(dim=-1)
+        best_RK = best_RK.masked_fill(share_RK.cumsum(dim=-1) - share_RK >= top_p, math.inf)
+    return logits_RV.masked_fill(logits_RV < best_RK.amin(dim=-1, keepdim=True), -math.inf)
 
 
 def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise in float32, drawn on the CPU so that a seed means the same on every device."""
-    return -torch.empty(shape).exponential_(generator=generator).log()
+    return torch.empty(shape).exponential_(generator=generator).log_().neg_()
 
 
-def choose(
-    logits_RV: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator
-) -> Tensor:
+def choose(logits_RV: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
     """One index for each row, (R,).
 
     Noise is added to the logits and the largest wins: rounding that differs between batches then moves a
     choice only where two candidates lie within that rounding of each other, about once in a million tokens.
     """
-    logits_RV = logits_RV.float()
-    if temperature == 0:
-        return logits_RV.argmax(dim=-1)
-    noise_RV = gumbel_noise(tuple(logits_RV.shape), generator).to(logits_RV.device)
-    return (keep_likely(logits_RV / temperature, top_k, top_p) + noise_RV).argmax(dim=-1)
+    return choose_together(logits_RV[None], [choice], [generator])[0]
+
+
+def choose_together(
+    logits_GRV: Tensor, choices: Sequence[Choice], generators: Sequence[torch.Generator]
+) -> Tensor:
+    """As `choose` for G requests, each with a choice and a generator of its own, (G, R)."""
+    logits_GRV = logits_GRV.float()
+    members: dict[Choice, list[int]] = {}
+    for index, choice in enumerate(choices):
+        members.setdefault(choice, []).append(index)
+    if len(members) == 1:
+        return _likeliest(logits_GRV, choices[0], generators)
+    chosen_GR = torch.empty(logits_GRV.shape[:2], dtype=torch.long, device=logits_GRV.device)
+    for choice, group in members.items():
+        chosen_GR[group] = _likeliest(logits_GRV[group], choice, [generators[index] for index in group])
+    return chosen_GR
+
+
+def _likeliest(logits_GRV: Tensor, choice: Choice, generators: Sequence[torch.Generator]) -> Tensor:
+    if choice.temperature == 0:
+        return logits_GRV.argmax(dim=-1)
+    noise = [gumbel_noise(tuple(logits_GRV.shape[1:]), generator) for generator in generators]
+    likely_GRV = keep_likely(logits_GRV / choice.temperature, choice.top_k, choice.top_p)
+    return (likely_GRV + torch.stack(noise).to(likely_GRV.device)).argmax(dim=-1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ImageTokenizerConfig, VisualDecoderConfig
-from model.layers import AdaptiveBlock, KeysValues, modulate
+from model.layers import AdaptiveBlock, Asked, KeysValues, modulate
 from model.scales import block_causal_mask, num_tokens, scale_of_token, scale_offsets
 
 # Shape legend: B = batch, L = tokens of the pyramid, M = L - 1, N = tokens fed now, C = width, Z = latent
@@ -21,10 +21,14 @@ HEAD_INIT_GAIN = 0.02
 
 
 class DecoderCache:
-    """Keys and values of the scales drawn so far, one pair for each block."""
+    """Of each block: what the condition asks, and keys and values of the scales drawn so far.
+
+    Whoever draws with one cache must not change the condition on the way.
+    """
 
     def __init__(self, depth: int) -> None:
-        self.blocks: list[KeysValues | None] = [None] * depth
+        self.asked: list[Asked | None] = [None] * depth
+        self.seen: list[KeysValues | None] = [None] * depth
 
 
 class VisualDecoder(nn.Module):
@@ -67,10 +71,11 @@ class VisualDecoder(nn.Module):
         """Logits (B, N, V): of the whole pyramid under the block mask, or of one scale on top of a cache."""
         mask_LL = block_causal_mask(self.scales, x_BNC.device) if cache is None else None
         for index, block in enumerate(self.blocks):
-            past = None if cache is None else cache.blocks[index]
-            x_BNC, seen = block(x_BNC, cond_BC, mask_LL, past)
-            if cache is not None:
-                cache.blocks[index] = seen
+            if cache is None:
+                x_BNC, _ = block(x_BNC, block.asked(cond_BC), mask_LL, None)
+                continue
+            asked = cache.asked[index] = cache.asked[index] or block.asked(cond_BC)
+            x_BNC, cache.seen[index] = block(x_BNC, asked, None, cache.seen[index])
         scale_B1C, shift_B1C = self.head_modulation(F.silu(cond_BC)).unflatten(1, (1, 2, -1)).unbind(2)
         return self.head(modulate(x_BNC, scale_B1C, shift_B1C))
 

@@ -6,13 +6,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from model.cache import SequenceStore
 from model.config import preset
-from model.drawing import stepped
 from model.generation import Request, generate
 from model.image_tokenizer import flat_codes
 from model.modeling import VargptForConditionalGeneration
-from model.sampling import GuidanceMode, SamplingParams, choose, keep_likely
+from model.sampling import Choice, GuidanceMode, SamplingParams, choose, choose_together, keep_likely
 from model.scales import scale_offsets
 from model.visual_decoder import DecoderCache
 
@@ -37,18 +35,6 @@ def drawing_sequence(model, prompt):
     pads = torch.full((config.num_image_tokens,), config.image_pad_token_id)
     start, end = torch.tensor([config.image_start_token_id]), torch.tensor([config.image_end_token_id])
     return torch.cat([prompt, start, pads, end])[None]
-
-
-@torch.no_grad()
-def test_language_model_step_by_step_with_a_store_equals_one_pass(model):
-    embedded = model.language_model.get_input_embeddings()(words(11)[None].repeat(2, 1))
-    whole = model.language_model.states(embedded, use_cache=False)
-    store, states = SequenceStore(model.config.text_config.num_hidden_layers), []
-
-    states.append(stepped(model, store, embedded[:, :4], [0, 1], [0, 0], room=8))
-    states += [stepped(model, store, embedded[:, t : t + 1], [0, 1], [t, t], room=16) for t in range(4, 11)]
-
-    torch.testing.assert_close(torch.cat(states, dim=1), whole, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -181,10 +167,29 @@ def test_likely_choices_are_kept_and_the_best_always_stays():
 def test_choices_follow_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0]]).repeat(20_000, 1)
 
-    chosen = choose(logits, 1.0, 0, 1.0, torch.Generator().manual_seed(0))
+    chosen = choose(logits, Choice(1.0, 0, 1.0), torch.Generator().manual_seed(0))
 
     shares = torch.bincount(chosen, minlength=3) / len(chosen)
     torch.testing.assert_close(shares, logits[0].softmax(0), atol=0.015, rtol=0)
+
+
+def test_requests_choose_together_as_they_do_alone():
+    logits = torch.randn(5, 7, 64, generator=torch.Generator().manual_seed(0))
+    choices = [
+        Choice(1.0, 8, 0.9),
+        Choice(0.0, 0, 1.0),
+        Choice(1.0, 8, 0.9),
+        Choice(0.5, 0, 1.0),
+        Choice(2.0, 3, 0.5),
+    ]
+
+    def generators():
+        return [torch.Generator().manual_seed(seed) for seed in range(5)]
+
+    together = choose_together(logits, choices, generators())
+
+    alone = [choose(*one) for one in zip(logits, choices, generators(), strict=True)]
+    assert torch.equal(together, torch.stack(alone))
 
 
 @torch.no_grad()
