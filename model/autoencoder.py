@@ -114,7 +114,8 @@ class Encoder(nn.Module):
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
         widths, last = config.channels, len(config.channels) - 1
-        self.conv_in = conv3(3, widths[0])
+        self.pixel_block = config.pixel_block
+        self.conv_in = conv3(3 * config.pixel_block**2, widths[0])
         self.levels = nn.ModuleList(
             Level(
                 inputs=widths[max(level - 1, 0)],
@@ -129,7 +130,7 @@ class Encoder(nn.Module):
         self.norm_out, self.conv_out = group_norm(widths[-1]), conv3(widths[-1], config.latent_dim)
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
-        h_BCHW = self.conv_in(x_B3HW)
+        h_BCHW = self.conv_in(F.pixel_unshuffle(x_B3HW, self.pixel_block))
         for level in self.levels:
             h_BCHW = level(h_BCHW)
         return self.conv_out(F.silu(self.norm_out(self.middle(h_BCHW))))
@@ -154,10 +155,13 @@ class Decoder(nn.Module):
             )
             for level, width in enumerate(widths)
         )
-        self.norm_out, self.conv_out = group_norm(widths[-1]), conv3(widths[-1], 3)
+        self.pixel_block = config.pixel_block
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = conv3(widths[-1], 3 * config.pixel_block**2)
 
     def forward(self, z_BZHW: Tensor) -> Tensor:
         h_BCHW = self.middle(self.conv_in(z_BZHW))
         for level in self.levels:
             h_BCHW = level(h_BCHW)
-        return self.conv_out(F.silu(self.norm_out(h_BCHW)))
+        blocks_BCHW = self.conv_out(F.silu(self.norm_out(h_BCHW)))
+        return F.pixel_shuffle(blocks_BCHW, self.pixel_block)

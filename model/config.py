@@ -11,7 +11,8 @@ from model.scales import num_tokens
 @strict
 class ImageTokenizerConfig(PreTrainedConfig):
     """Multi-scale VQ-VAE. `channels` per resolution level, finest first; each further level halves the
-    side.
+    side. The finest level sees blocks of `pixel_block` x `pixel_block` pixels as one place: 1 in the
+    published tokenizer.
     """
 
     model_type = "vargpt_image_tokenizer"
@@ -23,6 +24,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
     encoder_blocks: int = 2
     decoder_blocks: int = 3
     num_refiners: int = 4
+    pixel_block: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.scales, self.channels = tuple(self.scales), tuple(self.channels)
@@ -32,7 +34,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
 
     @property
     def pixels_per_token(self) -> int:
-        return 2 ** (len(self.channels) - 1)
+        return self.pixel_block * 2 ** (len(self.channels) - 1)
 
     @property
     def image_size(self) -> int:
@@ -162,10 +164,12 @@ PRESETS: dict[str, dict[str, Any]] = {
             "scales": (1, 2, 3, 4),
             "codebook_size": 1024,
             "latent_dim": 16,
-            "channels": (32, 32, 64, 96),
+            "channels": (32, 64, 96),
             "encoder_blocks": 1,
             "decoder_blocks": 1,
             "num_refiners": 3,
+            # Single pixels would take more than half of the work.
+            "pixel_block": 2,
         },
         "visual_decoder_config": {
             "depth": 4,

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model.config import ImageTokenizerConfig, VargptConfig, VisualDecoderConfig, preset
+from model.image_tokenizer import ImageTokenizer
 from model.modeling import VargptForConditionalGeneration
 from model.quantizer import refiner_of_scale
 
@@ -34,6 +35,22 @@ def test_sizes_follow_from_the_scales():
 
     assert (tiny.num_image_tokens, tiny.image_size, tiny.num_vision_tokens) == (30, 32, 17)
     assert (large.num_image_tokens, large.image_size, large.num_vision_tokens) == (680, 256, 576)
+
+
+def test_blocks_of_pixels_shorten_the_way_down_and_keep_every_pixel():
+    config = ImageTokenizerConfig(
+        scales=(1, 2), channels=(32, 64), latent_dim=4, codebook_size=8, num_refiners=1, pixel_block=3
+    )
+    tokenizer = ImageTokenizer(config).eval()
+    picture = torch.rand(1, 3, 12, 12)
+
+    assert preset("7b").image_tokenizer_config.pixel_block == 1
+    assert config.image_size == 12
+    seen = []
+    tokenizer.encoder.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    made = tokenizer(picture).pixels
+    assert made.shape == picture.shape
+    assert torch.equal(seen[0][0, :, 1, 2].view(3, 3, 3), picture[0, :, 3:6, 6:9])
 
 
 def test_a_config_survives_the_disk(tmp_path):
