@@ -64,7 +64,7 @@ def train(pool, steps, seed=0):
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(preset("tiny").image_tokenizer_config)
     params = TokenizerParams(
-        steps=steps, batch=8, lr=2e-3, warmup=2, ema=0.9, codebook_decay=0.9, revive_every=5
+        steps=steps, batch=8, lr=2e-3, muon_lr=6e-3, warmup=2, ema=0.9, codebook_decay=0.9, revive_every=5
     )
     losses = []
     course = Course(seed=seed, report=lambda step, parts: losses.append(sum(parts.values())))
@@ -98,7 +98,7 @@ def test_entries_that_nobody_chooses_are_put_where_vectors_are():
 
 
 def schedule(**more):
-    return {"steps": 12, "batch": 8, "lr": 2e-3, "warmup": 2, "ema": 0.9} | more
+    return {"steps": 12, "batch": 8, "lr": 2e-3, "muon_lr": 6e-3, "warmup": 2, "ema": 0.9} | more
 
 
 def test_the_vision_tower_learns_what_a_scene_shows(pool):
@@ -129,7 +129,7 @@ def test_random_colors_keep_the_shape_and_change_the_palette():
     torch.testing.assert_close(shown, back[:, None, None] + ink * (front - back)[:, None, None])
 
 
-def test_the_decoder_learns_codes_and_leaves_the_start_embedding_alone(pool):
+def test_the_decoder_learns_codes_and_what_vargpt_will_open_pyramids_with(pool):
     config = preset("tiny")
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(config.image_tokenizer_config).eval()
@@ -139,14 +139,16 @@ def test_the_decoder_learns_codes_and_leaves_the_start_embedding_alone(pool):
     def report(step, parts):
         losses.append(parts["codes"])
 
-    condition = train_decoder(
+    classes = train_decoder(
         decoder, tokenizer, pool, DecoderParams(**schedule(drop=0.5)), Course(seed=0, report=report)
     )
 
     assert losses[-1] < losses[0]
-    dropped = condition(pool, torch.arange(2), torch.tensor([True, False]))
-    assert torch.equal(dropped[0], condition.null)
-    assert not torch.equal(dropped[1], condition.null)
+    dropped = classes(pool, torch.arange(2), torch.tensor([True, False]))
+    assert torch.equal(dropped[0], classes.null)
+    assert not torch.equal(dropped[1], classes.null)
+    started = [decoder.start_embedding.weight[row] for row in (config.visual_decoder_config.image_start, -1)]
+    assert not torch.equal(*started)
     assert pool_codes(tokenizer, pool).shape == (64, 30)
 
 
@@ -217,17 +219,22 @@ def test_a_part_that_was_killed_twice_ends_with_the_same_bits(pool, tmp_path, ki
 
 
 def test_a_part_asked_to_stop_keeps_every_step(tmp_path):
-    weight = torch.nn.Parameter(torch.ones(2, 2))
+    line = torch.nn.Linear(2, 2)
     taken = []
     keeper = PartKeeper(tmp_path, "same", every=100, should_stop=lambda: len(taken) == 2)
     course = Course(seed=0, report=lambda step, parts: taken.append(step), keeper=keeper)
 
     with pytest.raises(Interrupted, match="stopped after 2 of 12 steps"):
-        fit([weight], ScheduleParams(**schedule()), course, lambda step: {"square": weight.square().sum()})
+        fit(
+            [line],
+            ScheduleParams(**schedule()),
+            course,
+            lambda step: {"square": line(torch.ones(2)).square().sum()},
+        )
 
     step, tree = keeper.load()
     assert step == 2
-    assert torch.equal(tree["weights"][0], weight.detach())
+    assert torch.equal(tree["weights"][0], line.weight.detach())
 
 
 def test_what_was_learned_from_something_else_is_removed(tmp_path):

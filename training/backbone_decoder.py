@@ -1,7 +1,8 @@
 """The class-conditional visual decoder of a tiny model: what VAR-d30 is to the published one.
 
-The condition is the sum of an embedding of digit, colour and background, or a null vector, as classes are in
-VAR.
+The class is the sum of an embedding of digit, colour and background, or a null vector. It opens the pyramid
+and nothing else: adaptive layer norms get the start embedding, as VARGPT will give it to them. (VAR gives
+them the class; a decoder that relies on it must learn anew to listen once VARGPT drives it.)
 """
 
 import torch
@@ -20,7 +21,7 @@ from training.scenes import BACKGROUNDS, COLORS
 ENCODE_BATCH = 250
 
 
-class SceneCondition(nn.Module):
+class SceneClass(nn.Module):
     """Digit, colour and background as one vector; thrown away when the language model takes its place."""
 
     def __init__(self, width: int) -> None:
@@ -32,8 +33,15 @@ class SceneCondition(nn.Module):
 
     def forward(self, pool: ScenePool, index_B: Tensor, dropped_B: Tensor) -> Tensor:
         attributes = (pool.digits, pool.colors, pool.backgrounds)
-        cond_BC = sum(part(values[index_B]) for part, values in zip(self.parts, attributes, strict=True))
-        return torch.where(dropped_B[:, None], self.null, cond_BC)
+        class_BC = sum(part(values[index_B]) for part, values in zip(self.parts, attributes, strict=True))
+        return torch.where(dropped_B[:, None], self.null, class_BC)
+
+
+def class_logits(decoder: VisualDecoder, class_BC: Tensor, dropped_B: Tensor, seen_BMZ: Tensor) -> Tensor:
+    """Teacher-forced logits of pictures of a class, (B, L, V)."""
+    config = decoder.config
+    rows_B = torch.where(dropped_B, config.null_start, config.image_start)
+    return decoder.predict(decoder.embed(class_BC, seen_BMZ), decoder.start_embedding(rows_B))
 
 
 def pool_codes(tokenizer: ImageTokenizer, pool: ScenePool) -> Tensor:
@@ -48,11 +56,11 @@ def train_decoder(
     pool: ScenePool,
     params: DecoderParams,
     course: Course,
-) -> SceneCondition:
-    """Train in place; the condition that it was trained with, for measuring."""
+) -> SceneClass:
+    """Train in place; the classes that it was trained with, for measuring."""
     torch.manual_seed(course.seed)
     decoder.initialize()
-    condition = SceneCondition(decoder.config.width)
+    classes = SceneClass(decoder.config.width)
     with course.autocast():
         codes_SL = pool_codes(tokenizer, pool)
     decoder.requires_grad_(True).train()
@@ -60,15 +68,12 @@ def train_decoder(
     def losses_at(step: int) -> dict[str, Tensor]:
         index_B = batch_at(step, params.batch, len(pool), course.seed)
         codes_BL = codes_SL[index_B]
-        cond_BC = condition(pool, index_B, torch.rand(len(index_B)) < params.drop)
+        dropped_B = torch.rand(len(index_B)) < params.drop
         with torch.no_grad():
             seen = tokenizer.quantizer.seen(tokenizer.split(codes_BL))
-        logits_BLV = decoder(cond_BC, seen)
+        logits_BLV = class_logits(decoder, classes(pool, index_B, dropped_B), dropped_B, seen)
         return {"codes": F.cross_entropy(logits_BLV.flatten(0, 1).float(), codes_BL.flatten())}
 
-    # The start embedding belongs to VARGPT's own stages.
-    decoder.start_embedding.requires_grad_(False)
-    learning = [p for p in (*decoder.parameters(), *condition.parameters()) if p.requires_grad]
-    fit(learning, params, course, losses_at).keep()
+    fit([decoder, classes], params, course, losses_at).keep()
     decoder.requires_grad_(False).eval()
-    return condition
+    return classes

@@ -77,7 +77,7 @@ def train_language(
 
     model.requires_grad_(True).train()
     with quick_attention(model, course):
-        fit(list(model.parameters()), params, course, losses_at).keep()
+        fit([model], params, course, losses_at).keep()
     model.requires_grad_(False).eval()
 
 

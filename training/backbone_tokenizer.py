@@ -106,9 +106,8 @@ def train_tokenizer(
             "quantizer": made.quantized.loss.float(),
         }
 
-    learning = [parameter for parameter in tokenizer.parameters() if parameter.requires_grad]
     others = (codebook.codebook_VZ, codebook.members_V, codebook.sums_VZ)
-    fit(learning, params, course, losses_at, others).keep()
+    fit([tokenizer], params, course, losses_at, others).keep()
     tokenizer.to(memory_format=torch.contiguous_format).requires_grad_(False).eval()
 
 

@@ -87,9 +87,8 @@ def train_vision(tower: VisionTower, pool: ScenePool, params: VisionParams, cour
             "background": _loss(background[num_random:], pool.backgrounds[plain_B]),
         }
 
-    learning = [p for p in (*tower.parameters(), *heads.parameters()) if p.requires_grad]
     with quick_attention(tower.clip, course):
-        fit(learning, params, course, losses_at).keep()
+        fit([tower, heads], params, course, losses_at).keep()
     tower.requires_grad_(False).eval()
     return heads
 

@@ -1,4 +1,4 @@
-"""The short loop that backbones share: AdamW under a schedule, clipped, averaged, kept as it goes."""
+"""The short loop that backbones share: steps under a schedule, clipped, averaged, kept as it goes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from training.averages import WeightAverage
+from training.optimizers import make_optimizer, set_learning_rates
 from training.params import ScheduleParams
-from training.schedule import learning_rate
 
 CLIP_NORM = 1.0
-BETAS = (0.9, 0.95)
-WEIGHT_DECAY = 0.05
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -84,35 +82,23 @@ class Learning:
         for place, value in zip(places, values, strict=True):
             place.copy_(value)
         self.optimizer.load_state_dict(tree["optimizer"])
-        for parameter, moments in self.optimizer.state.items():
-            # A fused step goes through memory: moments must lie as their parameter lies.
-            for name, value in moments.items():
-                if value.shape == parameter.shape:
-                    moments[name] = torch.empty_like(parameter).copy_(value)
-
-
-def decay_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Optimizer groups: matrices decay, vectors (biases, norms, scales) do not."""
-    matrices = [p for p in parameters if p.squeeze().dim() > 1]
-    vectors = [p for p in parameters if p.squeeze().dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
 
 
 def fit(
-    parameters: Sequence[nn.Parameter],
+    modules: Sequence[nn.Module],
     params: ScheduleParams,
     course: Course,
     losses_at: Callable[[int], dict[str, Tensor]],
     others: Sequence[Tensor] = (),
 ) -> WeightAverage:
-    """Minimise the sum of the losses that `losses_at(step)` gives; the average of the weights at the end.
+    """Minimise the sum of the losses that `losses_at(step)` gives over all of `modules` that may learn; the
+    average of the weights at the end.
 
     Every step seeds its own randomness, so a run is the same run whenever it is repeated or goes on from what
     was kept, together with `others`. Raises Interrupted after keeping.
     """
-    groups = decay_groups(parameters, WEIGHT_DECAY)
-    optimizer = torch.optim.AdamW(groups, lr=params.lr, betas=BETAS, fused=True)
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    optimizer = make_optimizer(parameters, modules, params)
     learning = Learning(parameters, optimizer, WeightAverage(parameters, params.ema), others)
     for step in range(_first_step(learning, course.keeper), params.steps):
         if course.keeper and course.keeper.should_stop():
@@ -139,8 +125,7 @@ def _learn(
     losses_at: Callable[[int], dict[str, Tensor]],
     step: int,
 ) -> dict[str, float]:
-    for group in learning.optimizer.param_groups:
-        group["lr"] = learning_rate(step, params.lr, params.warmup, params.steps)
+    set_learning_rates(learning.optimizer, step, params)
     torch.manual_seed(course.seed * 1_000_003 + step)
     with course.autocast():
         losses = losses_at(step)

@@ -22,9 +22,9 @@ from model.modeling import VargptForConditionalGeneration
 from training import resume
 from training.averages import WeightAverage
 from training.datasets import Batches
-from training.fit import BETAS, CLIP_NORM, WEIGHT_DECAY, decay_groups
+from training.fit import CLIP_NORM
+from training.optimizers import make_optimizer, set_learning_rates
 from training.params import StageParams
-from training.schedule import learning_rate
 from training.trees import flatten_state, unflatten_state
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Trainer:
     ) -> None:
         self.accelerator, self.params, self.batches, self.seed = accelerator, params, batches, seed
         self.learning, self.checkpoints, self.should_stop = learning, checkpoints, should_stop
-        optimizer = torch.optim.AdamW(decay_groups(learning, WEIGHT_DECAY), lr=params.lr, betas=BETAS)
+        optimizer = make_optimizer(learning, [model], params)
         self.loss, self.optimizer = accelerator.prepare(StageLoss(model), optimizer)
         self.scales = model.config.scales
         self.average = WeightAverage(learning, params.ema)
@@ -154,9 +154,7 @@ class Trainer:
 
     def _learn(self, step: int) -> StepReport:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        rate = learning_rate(step, self.params.lr, self.params.warmup, self.params.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rate = set_learning_rates(self.optimizer, step, self.params)
         torch.manual_seed((self.seed * 1_000_003 + step) * world + rank)
         parts = self.batches.at(step, rank, world)
         totals = self._over_all(sum(token_counts(part, self.scales) for part in parts))

@@ -29,13 +29,14 @@ class PrepareParams:
 
 @dataclass(frozen=True)
 class ScheduleParams:
-    """Steps, samples of one step over all processes, peak learning rate, warm-up steps, decay of the
-    average.
+    """Steps, samples of one step over all processes, peak learning rate, peak rate of matrices (under Muon;
+    0: AdamW for all), warm-up steps, decay of the average.
     """
 
     steps: int
     batch: int
     lr: float
+    muon_lr: float
     warmup: int
     ema: float
 
