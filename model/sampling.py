@@ -47,9 +47,9 @@ class SamplingParams:
     text_top_k: int = 0
     text_top_p: float = 1.0
     image_temperature: float = 1.0
-    image_top_k: int = 100
-    image_top_p: float = 0.95
-    guidance: float = 2.0
+    image_top_k: int = 50
+    image_top_p: float = 0.9
+    guidance: float = 4.0
     guidance_mode: GuidanceMode = GuidanceMode.PROMPT
     smoothing: bool = False
     max_new_tokens: int = 256
