@@ -128,7 +128,7 @@ class _Drawing:
         """Where on the line from unconditional (0) to conditional (1) and beyond."""
         params, last = self.sketches[g].params, max(len(self.model.config.scales) - 1, 1)
         is_noise = params.guidance_mode is GuidanceMode.NOISE
-        return 1 + params.guidance * k / last if is_noise else params.guidance
+        return 1 + params.guidance * k / last if is_noise else float(params.guidance)
 
     def _add_scale(self, logits_GNV: Tensor, k: int) -> None:
         choices = [sketch.params.image_choice for sketch in self.sketches]

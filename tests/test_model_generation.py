@@ -66,6 +66,15 @@ def test_greedy_drawing_with_caches_equals_one_teacher_forced_pass(model):
     torch.testing.assert_close(picture, (expected + 1) / 2)
 
 
+def test_a_whole_number_guides_as_the_same_fraction_does(model):
+    whole, fraction = (
+        generate(model, [Request(words(4), params=SamplingParams(guidance=guidance), force_image=True)])
+        for guidance in (3, 3.0)
+    )
+
+    assert torch.equal(whole[0].images[0], fraction[0].images[0])
+
+
 def test_a_request_gets_the_same_reply_whatever_else_is_in_the_batch(model):
     params = SamplingParams(text_temperature=1.0, max_new_tokens=5, max_images=2)
     requests = [
