@@ -12,15 +12,14 @@ from model.config import ImageTokenizerConfig
 
 # Shape legend: B = batch, C = channels, Z = latent channels, H W = height and width, P = H * W.
 
-NORM_GROUPS = 32
 NORM_EPS = 1e-6
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Normalisation over 32 groups of channels; widths must be multiples of 32."""
-    if channels % NORM_GROUPS:
-        raise ValueError(f"channels must be multiples of {NORM_GROUPS}, got {channels}")
-    return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPS)
+def group_norm(groups: int, channels: int) -> nn.GroupNorm:
+    """Normalisation over groups of channels; ValueError when they do not come out even."""
+    if channels % groups:
+        raise ValueError(f"channels must be multiples of norm_groups {groups}, got {channels}")
+    return nn.GroupNorm(groups, channels, eps=NORM_EPS)
 
 
 def conv3(inputs: int, outputs: int) -> nn.Conv2d:
@@ -31,10 +30,10 @@ def conv3(inputs: int, outputs: int) -> nn.Conv2d:
 class ResidualBlock(nn.Module):
     """Two normalised convolutions beside a shortcut, which is 1x1 where the channels change."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = group_norm(inputs), conv3(inputs, outputs)
-        self.norm2, self.conv2 = group_norm(outputs), conv3(outputs, outputs)
+        self.norm1, self.conv1 = group_norm(groups, inputs), conv3(inputs, outputs)
+        self.norm2, self.conv2 = group_norm(groups, outputs), conv3(outputs, outputs)
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, kernel_size=1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -46,9 +45,9 @@ class ResidualBlock(nn.Module):
 class PixelAttention(nn.Module):
     """Single-head attention between all places of a map."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = group_norm(groups, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, kernel_size=1)
         self.out = nn.Conv2d(channels, channels, kernel_size=1)
 
@@ -86,12 +85,14 @@ class Level(nn.Module):
     side.
     """
 
-    def __init__(self, inputs: int, outputs: int, num_blocks: int, attends: bool, resize: nn.Module) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, num_blocks: int, attends: bool, resize: nn.Module, groups: int
+    ) -> None:
         super().__init__()
         widths = [inputs] + [outputs] * num_blocks
-        self.blocks = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(widths))
+        self.blocks = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in pairwise(widths))
         self.attentions = nn.ModuleList(
-            PixelAttention(outputs) if attends else nn.Identity() for _ in self.blocks
+            PixelAttention(outputs, groups) if attends else nn.Identity() for _ in self.blocks
         )
         self.resize = resize
 
@@ -101,10 +102,12 @@ class Level(nn.Module):
         return self.resize(x_BCHW)
 
 
-def middle(channels: int) -> nn.Sequential:
+def middle(channels: int, groups: int) -> nn.Sequential:
     """Block, attention, block at the lowest resolution."""
     return nn.Sequential(
-        ResidualBlock(channels, channels), PixelAttention(channels), ResidualBlock(channels, channels)
+        ResidualBlock(channels, channels, groups),
+        PixelAttention(channels, groups),
+        ResidualBlock(channels, channels, groups),
     )
 
 
@@ -123,11 +126,13 @@ class Encoder(nn.Module):
                 num_blocks=config.encoder_blocks,
                 attends=level == last,
                 resize=nn.Identity() if level == last else Downsample(width),
+                groups=config.norm_groups,
             )
             for level, width in enumerate(widths)
         )
-        self.middle = middle(widths[-1])
-        self.norm_out, self.conv_out = group_norm(widths[-1]), conv3(widths[-1], config.latent_dim)
+        self.middle = middle(widths[-1], config.norm_groups)
+        self.norm_out = group_norm(config.norm_groups, widths[-1])
+        self.conv_out = conv3(widths[-1], config.latent_dim)
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         h_BCHW = self.conv_in(F.pixel_unshuffle(x_B3HW, self.pixel_block))
@@ -144,7 +149,7 @@ class Decoder(nn.Module):
         widths = config.channels[::-1]
         last = len(widths) - 1
         self.conv_in = conv3(config.latent_dim, widths[0])
-        self.middle = middle(widths[0])
+        self.middle = middle(widths[0], config.norm_groups)
         self.levels = nn.ModuleList(
             Level(
                 inputs=widths[max(level - 1, 0)],
@@ -152,11 +157,12 @@ class Decoder(nn.Module):
                 num_blocks=config.decoder_blocks,
                 attends=level == 0,
                 resize=nn.Identity() if level == last else Upsample(width),
+                groups=config.norm_groups,
             )
             for level, width in enumerate(widths)
         )
         self.pixel_block = config.pixel_block
-        self.norm_out = group_norm(widths[-1])
+        self.norm_out = group_norm(config.norm_groups, widths[-1])
         self.conv_out = conv3(widths[-1], 3 * config.pixel_block**2)
 
     def forward(self, z_BZHW: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from model.scales import num_tokens
 class ImageTokenizerConfig(PreTrainedConfig):
     """Multi-scale VQ-VAE. `channels` per resolution level, finest first; each further level halves the
     side. The finest level sees blocks of `pixel_block` x `pixel_block` pixels as one place: 1 in the
-    published tokenizer.
+    published tokenizer. Channels are normalised in `norm_groups` groups.
     """
 
     model_type = "vargpt_image_tokenizer"
@@ -25,6 +25,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
     decoder_blocks: int = 3
     num_refiners: int = 4
     pixel_block: int = 1
+    norm_groups: int = 32
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.scales, self.channels = tuple(self.scales), tuple(self.channels)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from model.config import ImageTokenizerConfig, VargptConfig, VisualDecoderConfig, preset
 from model.image_tokenizer import ImageTokenizer
@@ -35,6 +36,17 @@ def test_sizes_follow_from_the_scales():
 
     assert (tiny.num_image_tokens, tiny.image_size, tiny.num_vision_tokens) == (30, 32, 17)
     assert (large.num_image_tokens, large.image_size, large.num_vision_tokens) == (680, 256, 576)
+
+
+def test_channels_are_normalised_in_groups_that_must_come_out_even():
+    config = preset("tiny").image_tokenizer_config
+    tokenizer = ImageTokenizer(config)
+
+    assert preset("7b").image_tokenizer_config.norm_groups == 32
+    assert {m.num_groups for m in tokenizer.modules() if isinstance(m, nn.GroupNorm)} == {config.norm_groups}
+    config.norm_groups = 5
+    with pytest.raises(ValueError, match="channels must be multiples of norm_groups 5, got 32"):
+        ImageTokenizer(config)
 
 
 def test_blocks_of_pixels_shorten_the_way_down_and_keep_every_pixel():
