@@ -16,6 +16,7 @@ from training.backbone_processes import PartReport, run_chains
 from training.fit import Interrupted
 from training.loop import Stopped
 from training.params import Params
+from training.projector_start import carry_tokens
 
 # The preset whose parts are small enough to be trained from nothing.
 TRAINED_PRESET = "tiny"
@@ -76,7 +77,7 @@ def _prepared_sha256(prepared: Path) -> str:
 
 
 def assemble(task: Task) -> tuple[VargptForConditionalGeneration, VargptProcessor]:
-    """The model of all parts that `task` has learned; projectors as they begin."""
+    """The model of all parts that `task` has learned, joined by projectors as stage 1 finds them."""
     config = preset(task.preset)
     processor = tiny_processor(config, task.text_tokenizer)
     config.null_prompt = processor.null_prompt()
@@ -86,4 +87,5 @@ def assemble(task: Task) -> tuple[VargptForConditionalGeneration, VargptProcesso
         weights = task.keeper(name).finished()
         assert weights is not None, f"{name} is not done"
         model.get_submodule(path).load_state_dict(weights)
+    carry_tokens(model)
     return model.eval(), processor
