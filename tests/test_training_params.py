@@ -37,11 +37,24 @@ def test_the_repository_has_parameters_for_every_size():
         (lambda v: v["stage2"].update(lr=float("nan")), "stage2.lr must be float"),
         (lambda v: v["stage2"].update(mixture=[1]), "stage2.mixture must be a mapping"),
         (lambda v: v.update(size="huge"), "size must be one of .* got 'huge'"),
+        (lambda v: v.update(precision="fp8"), "precision must be one of .* got 'fp8'"),
     ],
 )
 def test_a_wrong_parameter_is_refused_by_its_path(tmp_path, edit, names):
     with pytest.raises(ValueError, match=names):
         load_params(changed(tmp_path, edit))
+
+
+@pytest.mark.parametrize(
+    ("able", "precision"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"amx_bf16": False}, "no"), ({}, "no")],
+)
+def test_automatic_precision_is_bfloat16_where_the_processor_multiplies_it(monkeypatch, able, precision):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)
+
+    assert load_params(PARAMS).precision == precision
+    assert load_params(PARAMS, "smoke").precision == "no"
 
 
 def test_missing_and_broken_files_are_named(tmp_path):

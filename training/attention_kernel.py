@@ -1,22 +1,22 @@
-"""The attention kernel that parts built by transformers train with."""
+"""The attention kernel that models built by transformers train with."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from transformers import PreTrainedModel
 
-from training.fit import Course
+from training.precision import BFLOAT16
 
 
 @contextmanager
-def quick_attention(model: PreTrainedModel, course: Course) -> Iterator[None]:
-    """Plain products instead of PyTorch's fused kernel for as long as the block lasts, in bfloat16 only.
+def quick_attention(model: PreTrainedModel, precision: str) -> Iterator[None]:
+    """Plain products instead of PyTorch's fused kernel for as long as the block lasts, in bfloat16 on a CPU.
 
-    On a CPU the fused kernel is slow in bfloat16: a vision step takes 1.5 to 2 times as long. In float32 they
-    are equal.
+    There the fused kernel is slow: a vision step takes 1.5 to 2 times as long, and a third of a step of
+    stage 3 goes into its gradient. In float32 they are equal.
     """
     before = model.config._attn_implementation
-    if course.precision == "bf16":
+    if precision == BFLOAT16 and model.device.type == "cpu":
         model.set_attn_implementation("eager")
     try:
         yield

@@ -17,7 +17,7 @@ from model.config import VargptConfig
 from model.losses import IGNORED, text_loss
 from model.processing import IMAGE_GEN, Encoded, VargptProcessor
 from model.text_tokenizer import SPECIAL_TOKENS, build_text_tokenizer
-from training.backbone_attention import quick_attention
+from training.attention_kernel import quick_attention
 from training.faults import FaultLog
 from training.fit import Course, fit
 from training.params import ScheduleParams
@@ -76,7 +76,7 @@ def train_language(
         return {"text": answer_loss(model, processor.collate([at(index) for index in index_B.tolist()]))}
 
     model.requires_grad_(True).train()
-    with quick_attention(model, course):
+    with quick_attention(model, course.precision):
         fit([model], params, course, losses_at).keep()
     model.requires_grad_(False).eval()
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.backbones import VisionTower
 from model.transforms import CLIP_MEAN, CLIP_STD
-from training.backbone_attention import quick_attention
+from training.attention_kernel import quick_attention
 from training.fit import Course, fit
 from training.params import VisionParams
 from training.scene_pool import ScenePool, batch_at
@@ -87,7 +87,7 @@ def train_vision(tower: VisionTower, pool: ScenePool, params: VisionParams, cour
             "background": _loss(background[num_random:], pool.backgrounds[plain_B]),
         }
 
-    with quick_attention(tower.clip, course):
+    with quick_attention(tower.clip, course.precision):
         fit([tower, heads], params, course, losses_at).keep()
     tower.requires_grad_(False).eval()
     return heads

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from model.losses import IGNORED
 from model.modeling import VargptForConditionalGeneration
 from training import resume
+from training.attention_kernel import quick_attention
 from training.averages import WeightAverage
 from training.datasets import Batches
 from training.fit import CLIP_NORM
@@ -103,7 +104,7 @@ class Trainer:
         self.learning, self.checkpoints, self.should_stop = learning, checkpoints, should_stop
         optimizer = make_optimizer(learning, [model], params)
         self.loss, self.optimizer = accelerator.prepare(StageLoss(model), optimizer)
-        self.scales = model.config.scales
+        self.language_model, self.scales = model.language_model, model.config.scales
         self.average = WeightAverage(learning, params.ema)
 
     def resume(self) -> tuple[int, dict[str, Any]]:
@@ -139,14 +140,15 @@ class Trainer:
 
     def run(self, first: int, on_step: Callable[[StepReport], None], beside: Callable[[], dict]) -> None:
         """Learn from step `first` to the end, saving on the way; raises Stopped after saving."""
-        for step in range(first, self.params.steps):
-            if self._asked_to_stop():
-                if step > first:
-                    self.save(step, beside())
-                raise Stopped(f"stopped after {step} of {self.params.steps} steps")
-            on_step(self._learn(step))
-            if (step + 1) % self.params.checkpoint_every == 0 and step + 1 < self.params.steps:
-                self.save(step + 1, beside())
+        with quick_attention(self.language_model, self.accelerator.mixed_precision):
+            for step in range(first, self.params.steps):
+                if self._asked_to_stop():
+                    if step > first:
+                        self.save(step, beside())
+                    raise Stopped(f"stopped after {step} of {self.params.steps} steps")
+                on_step(self._learn(step))
+                if (step + 1) % self.params.checkpoint_every == 0 and step + 1 < self.params.steps:
+                    self.save(step + 1, beside())
 
     def _asked_to_stop(self) -> bool:
         asked = self.should_stop()

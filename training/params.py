@@ -9,13 +9,16 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from training.precision import resolved
+
 SIZES = ("tiny", "smoke")
-PRECISIONS = ("no", "bf16")
 
 
 @dataclass(frozen=True)
 class PrepareParams:
-    """How much of each kind of data is made."""
+    """How much of each kind of data is made; how far training digits are turned, sheared and stretched, from
+    0 to 1, where they are read and where they are drawn.
+    """
 
     scenes: int
     understanding: int
@@ -24,6 +27,7 @@ class PrepareParams:
     validation: int
     test: int
     augment: float
+    augment_drawn: float
     bad_record_share: float
 
 
@@ -129,9 +133,7 @@ def load_params(path: Path, size: str | None = None) -> Params:
     if values["size"] == "smoke":
         values = _merged(values, smoke)
     params = _record(Params, values, "")
-    if params.precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {params.precision!r}")
-    return params
+    return dataclasses.replace(params, precision=resolved(params.precision))
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
