@@ -1,7 +1,7 @@
 """The optimizer of every training: AdamW, or Muon for matrices with AdamW for the rest.
 
-Muon steps along the nearest orthogonal matrix instead of the gradient. Trainings as short as those of `tiny`
-learn as much in half the samples: a vision tower names 70 % of digits after 600 steps, with AdamW alone 26 %.
+Muon steps along the nearest orthogonal matrix instead of the gradient, which pays in trainings as short as
+those of `tiny`: after 600 steps a vision tower names 70 % of digits, with AdamW alone 26 %.
 
 Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers"; the rate is AdamW's by the rule of
 arXiv:2502.16982.
@@ -18,13 +18,17 @@ from training.schedule import learning_rate
 
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.05
-MOMENTUM = 0.95
+# The usual 0.95 remembers too long for trainings of some hundred steps: an image tokenizer ends 0.7 dB lower.
+MOMENTUM = 0.9
+# Adaptive layer norms hear one vector or two: the nearest orthogonal matrix of such a gradient is noise.
+LOW_RANK = "modulation"
 
 
 def matrices_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     """Weights of linear maps and convolutions that learn: what Muon is made for, as tables are not."""
     kinds = (nn.Linear, nn.Conv2d)
-    parts = (part for module in modules for part in module.modules() if isinstance(part, kinds))
+    named = (named for module in modules for named in module.named_modules())
+    parts = (part for name, part in named if isinstance(part, kinds) and not name.endswith(LOW_RANK))
     return [part.weight for part in parts if part.weight.requires_grad]
 
 
