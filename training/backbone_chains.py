@@ -82,7 +82,7 @@ class Task:
 def drawing_chain(task: Task, link: Link) -> None:
     """Learn the image tokenizer, then the decoder of its codes."""
     config, params = preset(task.preset), task.params
-    pool = read_pool(task.prepared / "scenes", "train")
+    pool = read_pool(task.prepared / "scenes", "drawn")
     tokenizer = _learned(
         task,
         link,

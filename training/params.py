@@ -101,7 +101,9 @@ class PromoteParams:
 
 @dataclass(frozen=True)
 class Params:
-    """Everything that a run needs to know; `precision` is `bf16` (matrix products in bfloat16) or `no`."""
+    """Everything that a run needs to know; `precision` is `bf16` (matrix products in bfloat16) or `no`: what
+    `auto` means on this machine is decided where parameters are read.
+    """
 
     size: str
     preset: str

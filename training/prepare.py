@@ -100,9 +100,11 @@ def prepare(
 ) -> Record:
     """Write every prepared file below `out`; the same parameters give the same bytes. Returns the summary."""
     train = Studio(data_dir, "train", seed, params.augment)
+    drawn = Studio(data_dir, "train", seed, params.augment_drawn)
     validation, test = Studio(data_dir, "validation", seed, 0.0), Studio(data_dir, "test", seed, 0.0)
     plan: list[tuple[str, Callable[[], int]]] = [
         ("scenes/train", lambda: write_shards(train, out / "scenes", "train", params.scenes)),
+        ("scenes/drawn", lambda: write_shards(drawn, out / "scenes", "drawn", params.scenes)),
         ("scenes/validation", lambda: write_shards(validation, out / "scenes", "validation", 600)),
         (
             "understanding/train",
@@ -113,7 +115,7 @@ def prepare(
             lambda: _write_json(out, "understanding", "validation", probes(validation)),
         ),
         ("understanding/test", lambda: _write_json(out, "understanding", "test", probes(test))),
-        ("drawing/train", lambda: _write_json(out, "drawing", "train", drawings(train, params.drawing))),
+        ("drawing/train", lambda: _write_json(out, "drawing", "train", drawings(drawn, params.drawing))),
         (
             "drawing/validation",
             lambda: _write_json(out, "drawing", "validation", wishes(validation, params.validation)),
