@@ -48,11 +48,10 @@ def small_params():
     return replace(params, backbones=replace(params.backbones, **small))
 
 
-def write_prepared(folder, num_scenes=24):
+def write_scenes(path, count):
     rng = np.random.default_rng(0)
-    (folder / "scenes").mkdir(parents=True)
-    with tarfile.open(folder / "scenes" / "train-00000.tar", "w") as tar:
-        for index in range(num_scenes):
+    with tarfile.open(path, "w") as tar:
+        for index in range(count):
             buffer = io.BytesIO()
             Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(buffer, "PNG")
             facts = {"digit": index % 10, "color": "red", "background": "gray"}
@@ -60,6 +59,12 @@ def write_prepared(folder, num_scenes=24):
                 entry = tarfile.TarInfo(f"{index:06d}.{suffix}")
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
+
+
+def write_prepared(folder, num_scenes=24):
+    (folder / "scenes").mkdir(parents=True)
+    for split in ("train", "drawn"):
+        write_scenes(folder / "scenes" / f"{split}-00000.tar", num_scenes)
     for kind in ("text", "understanding", "drawing"):
         turns = [
             {"role": "user", "content": f"What is a {kind}?"},

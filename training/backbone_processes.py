@@ -1,8 +1,4 @@
-"""Chains of work side by side, each in a process of its own with one thread, and their news in one place.
-
-One thread in each of two processes does more on two cores than two threads in one: small matrices leave a
-second thread waiting.
-"""
+"""Chains of work side by side, each in a process of its own, and their news in one place."""
 
 import math
 import multiprocessing
@@ -16,8 +12,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.synchronize import Event
 from typing import Any
-
-import torch
 
 from training.fit import Interrupted
 
@@ -65,7 +59,6 @@ Chain = Callable[[Link], None]
 
 def _run(chain: Chain, link: Link) -> None:
     """The life of one process."""
-    torch.set_num_threads(1)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: link.stop.set())
     threading.Thread(target=_end_with_parent, daemon=True).start()

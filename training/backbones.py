@@ -34,8 +34,8 @@ def make_backbones(
 ) -> tuple[VargptForConditionalGeneration, VargptProcessor]:
     """Train all parts, or go on with what `folder/parts` keeps of them, and put them together.
 
-    Two parts learn at a time. The same parameters and data give the same weights, bit for bit, however often
-    the run was stopped.
+    Parts learn side by side where they can. The same parameters and data give the same weights, bit for bit,
+    however often the run was stopped.
 
     Args:
         report: Called with part, step counted from 0, and losses.
@@ -64,7 +64,8 @@ def make_backbones(
         checkpoint_every=checkpoint_every,
     )
     try:
-        run_chains(unfinished_chains(task), report, should_stop)
+        for chains in unfinished_chains(task):
+            run_chains(chains, report, should_stop)
     except Interrupted as interrupted:
         raise Stopped(f"backbones {interrupted}") from None
     return assemble(task)
