@@ -21,6 +21,7 @@ class PrepareParams:
     """
 
     scenes: int
+    scenes_drawn: int
     understanding: int
     drawing: int
     text: int

@@ -104,7 +104,7 @@ def prepare(
     validation, test = Studio(data_dir, "validation", seed, 0.0), Studio(data_dir, "test", seed, 0.0)
     plan: list[tuple[str, Callable[[], int]]] = [
         ("scenes/train", lambda: write_shards(train, out / "scenes", "train", params.scenes)),
-        ("scenes/drawn", lambda: write_shards(drawn, out / "scenes", "drawn", params.scenes)),
+        ("scenes/drawn", lambda: write_shards(drawn, out / "scenes", "drawn", params.scenes_drawn)),
         ("scenes/validation", lambda: write_shards(validation, out / "scenes", "validation", 600)),
         (
             "understanding/train",
