@@ -21,7 +21,10 @@ from training.raw import load_scans
 from training.scenes import BACKGROUNDS, COLORS, TUNING_PAIRS, UNSEEN_PAIRS, Scene, render, split_scans
 
 SHARD_SIZE = 5000
-TURNS = 4
+# Questions about one scene, and how often is-there-a-digit is put among the five other kinds to choose from.
+# Comparing what is asked for with what is there is learned late, and from too few such questions never.
+TURNS, EXISTS = 4, 2
+TEXT_TURNS, TEXT_EXISTS = 6, 8
 DRAWING_SHARES = {"draw": 0.5, "draw_and_describe": 0.3, "draw_two": 0.1, "recolor": 0.1}
 POPE_SETTINGS = ("random", "popular", "adversarial")
 NUM_POPULAR = 3
@@ -86,9 +89,9 @@ class Studio:
         digit = scene.digit if is_yes else self.absent_digit(setting, scene, rng)
         return instructions.ask_digit_exists(digit, scene)
 
-    def turns(self, scene: Scene, rng: np.random.Generator, count: int) -> list[Turn]:
-        """Several different questions about one scene."""
-        families = rng.permutation([*instructions.QUESTIONS, "exists", "exists"])[:count]
+    def turns(self, scene: Scene, rng: np.random.Generator, count: int, num_exists: int) -> list[Turn]:
+        """Several questions about one scene."""
+        families = rng.permutation([*instructions.QUESTIONS, *["exists"] * num_exists])[:count]
         return [
             self.exists(scene, rng) if family == "exists" else instructions.ask(str(family), scene, rng)
             for family in families
@@ -195,7 +198,7 @@ def understanding(studio: Studio, params: PrepareParams) -> Iterator[tuple[Recor
         rng = studio.rng("understanding", index)
         scene = studio.scene(rng)
         name = f"images/train-{index:05d}.png"
-        turns = studio.turns(scene, rng, TURNS)
+        turns = studio.turns(scene, rng, TURNS, EXISTS)
         yield _llava(f"train-{index:05d}", name, turns, dict(vars(scene))), {name: studio.png(scene, rng)}
 
 
@@ -272,7 +275,7 @@ def texts(studio: Studio, count: int) -> Iterator[tuple[Record, dict[str, bytes]
     for index in range(count):
         rng = studio.rng("text", index)
         scene = studio.scene(rng)
-        turns = studio.turns(scene, rng, TURNS)
+        turns = studio.turns(scene, rng, TEXT_TURNS, TEXT_EXISTS)
         told = instructions.TEXT_CONTEXT.format(caption=scene.caption)
         turns[0] = Turn(turns[0].family, f"{told} {turns[0].question}", turns[0].answer)
         yield _sharegpt(f"text-{index:05d}", turns, [], dict(vars(scene))), {}
