@@ -4,7 +4,7 @@ import torch
 
 AUTO, FLOAT32, BFLOAT16 = "auto", "no", "bf16"
 PRECISIONS = (AUTO, FLOAT32, BFLOAT16)
-# Instructions that multiply bfloat16; a processor without them is half as fast in it as in float32.
+# With these instructions bfloat16 is 2 (AVX-512) to 7 (AMX) times as fast as float32, without half as fast.
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 
