@@ -213,6 +213,14 @@ def test_the_image_installs_dependencies_before_it_copies_code():
     assert install < min(copies) <= max(copies) < commit
 
 
+def test_another_commit_is_another_image_even_when_no_file_has_changed():
+    lines = (K8S / "images" / "training.Dockerfile").read_text().splitlines()
+    names = [line.split()[0] for line in lines if line and not line.startswith(("#", " "))]
+    instructions = names[len(names) - names[::-1].index("COPY") :]
+
+    assert instructions[:3] == ["ARG", "RUN", "ENV"]
+
+
 def test_the_build_context_holds_what_the_image_copies():
     dockerfile = (K8S / "images" / "training.Dockerfile").read_text()
     ignored = (ROOT / ".dockerignore").read_text().splitlines()

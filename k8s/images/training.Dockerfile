@@ -25,8 +25,9 @@ WORKDIR /app
 COPY params.yaml data.dvc pyproject.toml ./
 COPY model ./model
 COPY training ./training
-RUN python -m compileall -q model training
+# Before a RUN: buildah takes a cached layer for another commit's ENV and LABEL, but not for what is run with it.
 ARG GIT_COMMIT=unknown
+RUN python -m compileall -q model training
 ENV GIT_COMMIT=${GIT_COMMIT}
 LABEL org.opencontainers.image.title=vargpt-training org.opencontainers.image.revision=${GIT_COMMIT}
 USER 10001:10001
