@@ -13,7 +13,7 @@ from model.config import ImageTokenizerConfig
 from model.quantizer import MultiScaleQuantizer, Quantized
 
 # Shape legend: B = batch, Z = latent channels, H W = finest grid, N = tokens of one scale, L = tokens of all
-# scales.
+# scales, M = tokens of all scales but the first.
 
 
 class Reconstruction(NamedTuple):
@@ -64,6 +64,12 @@ class ImageTokenizer(nn.Module):
 
 
 @torch.no_grad()
-def flat_codes(tokenizer: ImageTokenizer, pixels_B3HW: Tensor) -> Tensor:
-    """Codes of the whole pyramid side by side, (B, L)."""
-    return torch.cat(tokenizer.encode(pixels_B3HW), dim=1)
+def teacher_forcing(
+    tokenizer: ImageTokenizer, pixels_B3HW: Tensor, mistakes_BL: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Codes to predict, (B, L), and the canvases to predict them from, (B, M, Z), in spite of mistakes."""
+    if mistakes_BL is None:
+        codes = tokenizer.encode(pixels_B3HW)
+        return torch.cat(codes, dim=1), tokenizer.quantizer.seen(codes)
+    codes, seen_BMZ = tokenizer.quantizer.correct(tokenizer.latent(pixels_B3HW), tokenizer.split(mistakes_BL))
+    return torch.cat(codes, dim=1), seen_BMZ

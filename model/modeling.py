@@ -76,12 +76,13 @@ class VargptForConditionalGeneration(Vargpt):
         generation_pixel_values: Tensor | None = None,
         codes: Tensor | None = None,
         dropped: Tensor | None = None,
+        mistakes: Tensor | None = None,
     ) -> LossSums:
         """Sums and counts for training; words are scored only where labels ask, which saves most of the
-        head.
+        head. `mistakes` as `Vargpt.predict` takes them.
         """
         prediction = self.predict(
-            input_ids, attention_mask, pixel_values, generation_pixel_values, codes, dropped
+            input_ids, attention_mask, pixel_values, generation_pixel_values, codes, dropped, mistakes
         )
         asked = labels[:, 1:] != IGNORED
         logits_PV = self.text_logits(prediction.hidden[:, :-1][asked])

@@ -101,6 +101,22 @@ class MultiScaleQuantizer(nn.Module):
     def _code_of(self, cells_BNZ: Tensor) -> Tensor:
         return self.nearest(cells_BNZ.flatten(0, 1)).view(cells_BNZ.shape[:2])
 
+    def correct(self, latent_BZHW: Tensor, mistakes: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Codes of every scale and teacher-forcing input, as `encode` and `seen`, when mistakes are drawn on
+        the way: each scale then takes up what right and wrong codes before it have left over.
+
+        `mistakes` are, for each scale, the codes to draw instead of the right ones, -1 where none, (B, N).
+        Source: self-correction of arXiv:2412.04431, with whole codes instead of bits.
+        """
+        canvas_BZHW, codes, maps = torch.zeros_like(latent_BZHW), [], []
+        for k, mistakes_BN in enumerate(mistakes):
+            if k > 0:
+                maps.append(self.downsample(canvas_BZHW, k).flatten(2).mT)
+            codes.append(self._code_of(self._cells(latent_BZHW - canvas_BZHW, k)))
+            drawn_BN = torch.where(mistakes_BN < 0, codes[-1], mistakes_BN)
+            canvas_BZHW = canvas_BZHW + self.lookup(drawn_BN, k)
+        return codes, self._joined(maps, len(latent_BZHW))
+
     def canvas(self, codes: list[Tensor]) -> Tensor:
         """The sum of what all given scales add, (B, Z, H, W); fewer scales give a coarser picture."""
         return sum(self.lookup(codes_BN, k) for k, codes_BN in enumerate(codes))
@@ -113,9 +129,11 @@ class MultiScaleQuantizer(nn.Module):
         for k, codes_BN in enumerate(codes[:-1]):
             canvas_BZHW = canvas_BZHW + self.lookup(codes_BN, k)
             maps.append(self.downsample(canvas_BZHW, k + 1).flatten(2).mT)
-        if not maps:
-            return self.codebook.weight.new_zeros(len(codes[0]), 0, self.codebook.embedding_dim)
-        return torch.cat(maps, dim=1)
+        return self._joined(maps, len(codes[0]))
+
+    def _joined(self, maps: list[Tensor], count: int) -> Tensor:
+        nothing_BMZ = self.codebook.weight.new_zeros(count, 0, self.codebook.embedding_dim)
+        return torch.cat([nothing_BMZ, *maps], dim=1)
 
     def forward(self, latent_BZHW: Tensor) -> Quantized:
         """Quantize for training: loss = mean over scales of the codebook term and 0.25 times the commitment

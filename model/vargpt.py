@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from model.backbones import LanguageModel, VisionTower
 from model.config import VargptConfig
-from model.image_tokenizer import ImageTokenizer, flat_codes
+from model.image_tokenizer import ImageTokenizer, teacher_forcing
 from model.projectors import GenerationInputProjector, GenerationOutputProjector, UnderstandingProjector
 from model.visual_decoder import DecoderCache, VisualDecoder
 
@@ -119,10 +119,16 @@ class Vargpt(PreTrainedModel):
         if count:
             raise ValueError(f"input_ids have {count} image positions, but {name} are missing")
 
-    def pyramid(self, codes_GL: Tensor, dropped_G: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Teacher-forcing tokens of drawn images, (G, L, C), and their conditions, (G, C)."""
-        with torch.no_grad():
-            seen_GMZ = self.image_tokenizer.quantizer.seen(self.image_tokenizer.split(codes_GL))
+    def pyramid(
+        self, codes_GL: Tensor, dropped_G: Tensor | None = None, seen_GMZ: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Teacher-forcing tokens of drawn images, (G, L, C), and their conditions, (G, C).
+
+        `seen_GMZ` is the teacher-forcing input where it is not that of the codes themselves.
+        """
+        if seen_GMZ is None:
+            with torch.no_grad():
+                seen_GMZ = self.image_tokenizer.quantizer.seen(self.image_tokenizer.split(codes_GL))
         cond_GC = self.start_condition(len(codes_GL), dropped_G)
         return self.visual_decoder.embed(cond_GC, seen_GMZ), cond_GC
 
@@ -144,17 +150,20 @@ class Vargpt(PreTrainedModel):
         generation_pixel_values: Tensor | None = None,
         codes_GL: Tensor | None = None,
         dropped_G: Tensor | None = None,
+        mistakes_GL: Tensor | None = None,
     ) -> Prediction:
         """Teacher-forced pass over sequences with any number of input and drawn images each.
 
         Drawn images come as pixels in [-1, 1] or as codes; `dropped_G` opens those pyramids with the null
-        start.
+        start. `mistakes_GL`, for pixels only, are codes drawn in place of the right ones, -1 where none: what
+        is predicted then makes up for them.
         """
+        seen_GMZ = None
         if codes_GL is None and generation_pixel_values is not None and len(generation_pixel_values):
-            codes_GL = flat_codes(self.image_tokenizer, generation_pixel_values)
+            codes_GL, seen_GMZ = teacher_forcing(self.image_tokenizer, generation_pixel_values, mistakes_GL)
         pyramid_GLC = cond_GC = None
         if codes_GL is not None and len(codes_GL):
-            pyramid_GLC, cond_GC = self.pyramid(codes_GL, dropped_G)
+            pyramid_GLC, cond_GC = self.pyramid(codes_GL, dropped_G, seen_GMZ)
         embedded_BTD = self.embed(input_ids, pixel_values, pyramid_GLC)
         hidden_BTD = self.language_model.states(embedded_BTD, attention_mask=attention_mask, use_cache=False)
         if pyramid_GLC is None:

@@ -8,7 +8,6 @@ import torch
 
 from model.config import preset
 from model.generation import Request, generate
-from model.image_tokenizer import flat_codes
 from model.modeling import VargptForConditionalGeneration
 from model.sampling import Choice, GuidanceMode, SamplingParams, choose, choose_together, keep_likely
 from model.scales import scale_offsets
@@ -207,6 +206,6 @@ def test_codes_given_and_pixels_given_are_the_same_pass(model):
     input_ids = drawing_sequence(model, words(4))
 
     from_pixels = model(input_ids, generation_pixel_values=pixels).image_logits
-    from_codes = model(input_ids, codes=flat_codes(model.image_tokenizer, pixels)).image_logits
+    from_codes = model(input_ids, codes=torch.cat(model.image_tokenizer.encode(pixels), dim=1)).image_logits
 
     assert torch.equal(from_pixels, from_codes)

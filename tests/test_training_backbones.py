@@ -14,7 +14,7 @@ from model.backbones import VisionTower
 from model.config import preset
 from model.image_tokenizer import ImageTokenizer
 from model.visual_decoder import VisualDecoder
-from training.backbone_decoder import pool_codes, train_decoder
+from training.backbone_decoder import train_decoder
 from training.backbone_keeper import PartKeeper, never
 from training.backbone_tokenizer import CodebookAverage, psnr, train_tokenizer
 from training.backbone_vision import accuracies, in_random_colors, train_vision
@@ -140,7 +140,11 @@ def test_the_decoder_learns_codes_and_what_vargpt_will_open_pyramids_with(pool):
         losses.append(parts["codes"])
 
     classes = train_decoder(
-        decoder, tokenizer, pool, DecoderParams(**schedule(drop=0.5)), Course(seed=0, report=report)
+        decoder,
+        tokenizer,
+        pool,
+        DecoderParams(**schedule(drop=0.5, mistakes=0.3)),
+        Course(seed=0, report=report),
     )
 
     assert losses[-1] < losses[0]
@@ -149,7 +153,6 @@ def test_the_decoder_learns_codes_and_what_vargpt_will_open_pyramids_with(pool):
     assert not torch.equal(dropped[1], classes.null)
     started = [decoder.start_embedding.weight[row] for row in (config.visual_decoder_config.image_start, -1)]
     assert not torch.equal(*started)
-    assert pool_codes(tokenizer, pool).shape == (64, 30)
 
 
 class KilledError(Exception):
@@ -202,7 +205,7 @@ def decoder_part(pool):
         torch.manual_seed(0)
         tokenizer = ImageTokenizer(config.image_tokenizer_config).eval()
         part = VisualDecoder(config.visual_decoder_config, config.image_tokenizer_config)
-        train_decoder(part, tokenizer, pool, DecoderParams(**schedule(drop=0.5)), course)
+        train_decoder(part, tokenizer, pool, DecoderParams(**schedule(drop=0.5, mistakes=0.3)), course)
         return part
 
     return train_part

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.image_tokenizer import ImageTokenizer, flat_codes
+from model.image_tokenizer import ImageTokenizer
 from model.visual_decoder import VisualDecoder
 from training.fit import Course, fit
+from training.mistakes import draw_mistakes
 from training.params import DecoderParams
 from training.scene_pool import ScenePool, batch_at
 from training.scenes import BACKGROUNDS, COLORS
@@ -44,10 +45,11 @@ def class_logits(decoder: VisualDecoder, class_BC: Tensor, dropped_B: Tensor, se
     return decoder.predict(decoder.embed(class_BC, seen_BMZ), decoder.start_embedding(rows_B))
 
 
-def pool_codes(tokenizer: ImageTokenizer, pool: ScenePool) -> Tensor:
-    """Codes of every scene, (S, L)."""
+@torch.no_grad()
+def pool_latents(tokenizer: ImageTokenizer, pool: ScenePool) -> Tensor:
+    """What is quantized of every scene, (S, Z, H, W)."""
     batches = torch.arange(len(pool)).split(ENCODE_BATCH)
-    return torch.cat([flat_codes(tokenizer, pool.pixels_at(index_B)) for index_B in batches])
+    return torch.cat([tokenizer.latent(pool.pixels_at(index_B)).float() for index_B in batches])
 
 
 def train_decoder(
@@ -62,17 +64,18 @@ def train_decoder(
     decoder.initialize()
     classes = SceneClass(decoder.config.width)
     with course.autocast():
-        codes_SL = pool_codes(tokenizer, pool)
+        latents_SZHW = pool_latents(tokenizer, pool)
     decoder.requires_grad_(True).train()
 
     def losses_at(step: int) -> dict[str, Tensor]:
         index_B = batch_at(step, params.batch, len(pool), course.seed)
-        codes_BL = codes_SL[index_B]
         dropped_B = torch.rand(len(index_B)) < params.drop
+        mistakes_BL = draw_mistakes(len(index_B), tokenizer.config, params.mistakes)
         with torch.no_grad():
-            seen = tokenizer.quantizer.seen(tokenizer.split(codes_BL))
+            codes, seen = tokenizer.quantizer.correct(latents_SZHW[index_B], tokenizer.split(mistakes_BL))
         logits_BLV = class_logits(decoder, classes(pool, index_B, dropped_B), dropped_B, seen)
-        return {"codes": F.cross_entropy(logits_BLV.flatten(0, 1).float(), codes_BL.flatten())}
+        targets_BL = torch.cat(codes, dim=1)
+        return {"codes": F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten())}
 
     fit([decoder, classes], params, course, losses_at).keep()
     decoder.requires_grad_(False).eval()

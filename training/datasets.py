@@ -1,13 +1,16 @@
 """The prepared data of a stage by name, and its samples as tensors in an order fixed by the sample number."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from model.config import ImageTokenizerConfig
 from model.processing import Encoded, VargptProcessor
 from training.faults import FaultLog
+from training.mistakes import draw_mistakes
 from training.mixture import Mixture
 from training.params import StageParams
 from training.readers import open_dataset
@@ -36,21 +39,40 @@ class Batches:
 
     Args:
         params: Of these, `drop_prompt` is the share of samples that only draw one picture whose prompt is
-            emptied, for guidance.
+            emptied, for guidance; `mistakes` says how many codes of drawn pictures are wrong.
+        pictures: What pictures are drawn with.
     """
 
-    def __init__(self, mixture: Mixture, processor: VargptProcessor, params: StageParams, seed: int) -> None:
-        self.mixture, self.processor, self.params, self.seed = mixture, processor, params, seed
+    def __init__(
+        self,
+        mixture: Mixture,
+        processor: VargptProcessor,
+        pictures: ImageTokenizerConfig,
+        params: StageParams,
+        seed: int,
+    ) -> None:
+        self.mixture, self.processor, self.pictures = mixture, processor, pictures
+        self.params, self.seed = params, seed
         self._kept: dict[tuple[str, str, bool], Encoded] = {}
         self._kept_bytes = 0
 
     def at(self, step: int, rank: int = 0, world: int = 1) -> list[dict[str, Tensor]]:
         """The share of one process of one step, in micro-batches of similar length (less padding)."""
         numbers = range(step * self.params.batch + rank, (step + 1) * self.params.batch, world)
-        encoded = sorted((self._encoded(number) for number in numbers), key=lambda one: len(one.input_ids))
+        encoded = [(self._encoded(number), number) for number in numbers]
+        encoded.sort(key=lambda pair: len(pair[0].input_ids))
         size = self.params.micro_batch
-        parts = [encoded[first : first + size] for first in range(0, len(encoded), size)]
-        return [self.processor.collate(part) for part in parts]
+        return [self._batch(encoded[first : first + size]) for first in range(0, len(encoded), size)]
+
+    def _batch(self, part: Sequence[tuple[Encoded, int]]) -> dict[str, Tensor]:
+        batch = self.processor.collate([encoded for encoded, _ in part])
+        mistakes = [self._mistakes(len(encoded.generation_pixel_values), number) for encoded, number in part]
+        return {**batch, "mistakes": torch.cat(mistakes)}
+
+    def _mistakes(self, count: int, number: int) -> Tensor:
+        """Those of one sample, the same whichever process learns from it."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        return draw_mistakes(count, self.pictures, self.params.mistakes, generator)
 
     def _encoded(self, number: int) -> Encoded:
         sample = self.mixture.sample_at(number)

@@ -63,9 +63,12 @@ class VisionParams(ScheduleParams):
 
 @dataclass(frozen=True)
 class DecoderParams(ScheduleParams):
-    """`drop`: share of pictures drawn from the null condition."""
+    """`drop`: share of pictures drawn from the null condition; `mistakes`: up to which share of the codes
+    that a picture begins with are wrong.
+    """
 
     drop: float
+    mistakes: float
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class BackboneParams:
 
 @dataclass(frozen=True)
 class StageParams(ScheduleParams):
-    """One stage: schedule, weights of the two losses, share of dropped prompts, and the mixture of data.
+    """One stage: schedule, weights of the two losses, share of dropped prompts, up to which share of the
+    codes that a drawing begins with are wrong, and the mixture of data.
 
     `micro_batch` samples of similar length go through the model together; gradients of a step add up.
     """
@@ -90,6 +94,7 @@ class StageParams(ScheduleParams):
     text_weight: float
     image_weight: float
     drop_prompt: float
+    mistakes: float
     mixture: Mapping[str, float]
 
 

@@ -61,7 +61,7 @@ def run_stage(name: str, params: Params, place: Place, setting: Setting) -> None
         accelerator,
         model,
         freeze_for(model, stage),
-        Batches(mixture, processor, stage_params, params.seed),
+        Batches(mixture, processor, model.config.image_tokenizer_config, stage_params, params.seed),
         stage_params,
         params.seed,
         place.folder / identity,

@@ -1,0 +1,98 @@
+"""Laws of wrong codes: as many as was asked, the same in any process, made up for by what follows."""
+
+import pytest
+import torch
+
+from model.config import preset
+from model.image_tokenizer import ImageTokenizer, teacher_forcing
+from model.processing import VargptProcessor
+from model.text_tokenizer import build_text_tokenizer
+from tests.training_fixtures import ROOT
+from training.datasets import Batches
+from training.mistakes import draw_mistakes
+from training.mixture import Mixture
+from training.params import load_params
+from training.samples import ImageRef, Message, Sample
+
+CONFIG = preset("tiny").image_tokenizer_config
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Untrained, but for a codebook as loud as what it stands for."""
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(CONFIG).eval().requires_grad_(False)
+    codebook = tokenizer.quantizer.codebook.weight
+    codebook.copy_(torch.randn_like(codebook) * tokenizer.latent(torch.rand(64, 3, 32, 32) * 2 - 1).std())
+    return tokenizer
+
+
+def pictures(count):
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_without_mistakes_codes_and_canvases_are_those_of_the_tokenizer(tokenizer):
+    none = torch.full((8, 30), -1)
+
+    codes, seen = teacher_forcing(tokenizer, pictures(8), none)
+
+    expected_codes, expected_seen = teacher_forcing(tokenizer, pictures(8), None)
+    assert torch.equal(codes, expected_codes)
+    torch.testing.assert_close(seen, expected_seen)
+
+
+def test_the_scales_after_a_mistake_make_up_for_it(tokenizer):
+    latent = tokenizer.latent(pictures(64))
+    mistakes = torch.full((64, 30), -1)
+    mistakes[:, :5] = torch.randint(CONFIG.codebook_size, (64, 5), generator=torch.Generator().manual_seed(2))
+
+    codes, _ = tokenizer.quantizer.correct(latent, tokenizer.split(mistakes))
+    drawn = tokenizer.split(torch.where(mistakes < 0, torch.cat(codes, dim=1), mistakes))
+    blind = tokenizer.split(
+        torch.where(mistakes < 0, torch.cat(tokenizer.quantizer.encode(latent), dim=1), mistakes)
+    )
+
+    errors = [(tokenizer.quantizer.canvas(one) - latent).square().mean() for one in (drawn, blind)]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_a_mistake_is_seen_by_the_scales_after_it_alone(tokenizer):
+    mistakes = torch.full((1, 30), -1)
+    mistakes[0, 7] = 3
+
+    clean = teacher_forcing(tokenizer, pictures(1), torch.full((1, 30), -1))
+    codes, seen = teacher_forcing(tokenizer, pictures(1), mistakes)
+
+    assert torch.equal(codes[:, :14], clean[0][:, :14])
+    assert torch.equal(seen[:, :13], clean[1][:, :13])
+    assert not torch.equal(seen[:, 13:], clean[1][:, 13:])
+
+
+def test_shares_of_mistakes_run_evenly_up_to_the_most():
+    mistakes = draw_mistakes(4000, CONFIG, 0.4, torch.Generator().manual_seed(0))
+
+    shares = (mistakes >= 0).float().mean(1)
+    assert shares.mean() == pytest.approx(0.2, abs=0.01)
+    assert (shares < 0.1).float().mean() > 0.15 < (shares > 0.3).float().mean()
+    assert set(mistakes.unique().tolist()) == set(range(-1, CONFIG.codebook_size))
+    assert (draw_mistakes(10, CONFIG, 0.0) == -1).all()
+
+
+def test_a_sample_has_the_same_mistakes_in_whichever_process(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    drawing = (Message("user", "Draw"), Message("assistant", "Here: <image_gen>"))
+    samples = [Sample(str(n), drawing, (ImageRef(tmp_path / "red.png"),), "drawing", {}) for n in range(8)]
+    config = preset("tiny")
+    processor = VargptProcessor.for_config(config, build_text_tokenizer(["Draw Here:"], config))
+    params = load_params(ROOT / "params.yaml", "smoke").stage3
+    batches = Batches(Mixture([(samples, 1.0)], 0), processor, CONFIG, params, seed=0)
+
+    def mistakes(rank, world):
+        return torch.cat([part["mistakes"] for part in batches.at(3, rank, world)])
+
+    alone, shared = mistakes(0, 1), torch.cat([mistakes(rank, 2) for rank in range(2)])
+    assert (alone >= 0).any()
+    assert sorted(alone.tolist()) == sorted(shared.tolist())
+    assert not torch.equal(alone, torch.cat([part["mistakes"] for part in batches.at(4)]))
