@@ -46,8 +46,8 @@ class SamplingParams:
     text_temperature: float = 0.0
     text_top_k: int = 0
     text_top_p: float = 1.0
-    image_temperature: float = 0.8
-    image_top_k: int = 20
+    image_temperature: float = 0.6
+    image_top_k: int = 50
     image_top_p: float = 0.9
     guidance: float = 3.0
     guidance_mode: GuidanceMode = GuidanceMode.PROMPT
