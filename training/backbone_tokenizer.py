@@ -1,8 +1,8 @@
 """The image tokenizer of a tiny model, trained from nothing on the scenes.
 
 Source: loss of spec section 2.5 with L1 and L2 reconstruction, and L1 of edges; the codebook follows its
-members by a moving average and entries without members are put where there is something to express (measured in
-the tiny recipe: 1021 of 1024 codes used).
+members by a moving average and entries without members are put where there is something to express (measured
+in the tiny recipe: 1021 of 1024 codes used).
 """
 
 import torch
