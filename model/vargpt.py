@@ -156,8 +156,10 @@ class Vargpt(PreTrainedModel):
 
         Drawn images come as pixels in [-1, 1] or as codes; `dropped_G` opens those pyramids with the null
         start. `mistakes_GL`, for pixels only, are codes drawn in place of the right ones, -1 where none: what
-        is predicted then makes up for them.
+        is predicted then makes up for them. Raises ValueError when they come with codes.
         """
+        if codes_GL is not None and mistakes_GL is not None:
+            raise ValueError("mistakes go with generation_pixel_values, not with codes")
         seen_GMZ = None
         if codes_GL is None and generation_pixel_values is not None and len(generation_pixel_values):
             codes_GL, seen_GMZ = teacher_forcing(self.image_tokenizer, generation_pixel_values, mistakes_GL)

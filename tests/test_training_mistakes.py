@@ -5,6 +5,7 @@ import torch
 
 from model.config import preset
 from model.image_tokenizer import ImageTokenizer, teacher_forcing
+from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
 from model.text_tokenizer import build_text_tokenizer
 from tests.training_fixtures import ROOT
@@ -66,6 +67,14 @@ def test_a_mistake_is_seen_by_the_scales_after_it_alone(tokenizer):
     assert torch.equal(codes[:, :14], clean[0][:, :14])
     assert torch.equal(seen[:, :13], clean[1][:, :13])
     assert not torch.equal(seen[:, 13:], clean[1][:, 13:])
+
+
+def test_mistakes_in_given_codes_are_refused():
+    codes = torch.zeros(1, 30, dtype=torch.long)
+    model = VargptForConditionalGeneration(preset("tiny"))
+
+    with pytest.raises(ValueError, match="mistakes go with generation_pixel_values"):
+        model.predict(torch.zeros(1, 3, dtype=torch.long), codes_GL=codes, mistakes_GL=codes)
 
 
 def test_shares_of_mistakes_run_evenly_up_to_the_most():
