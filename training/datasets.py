@@ -1,6 +1,7 @@
 """The prepared data of a stage by name, and its samples as tensors in an order fixed by the sample number."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from model.config import ImageTokenizerConfig
 from model.processing import Encoded, VargptProcessor
+from model.text_tokenizer import IMAGE_PAD
 from training.faults import FaultLog
 from training.mistakes import draw_mistakes
 from training.mixture import Mixture
@@ -53,6 +55,7 @@ class Batches:
     ) -> None:
         self.mixture, self.processor, self.pictures = mixture, processor, pictures
         self.params, self.seed = params, seed
+        self.image_pad = processor.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         self._kept: dict[tuple[str, str, bool], Encoded] = {}
         self._kept_bytes = 0
 
@@ -92,4 +95,13 @@ class Batches:
         pictures = [reference.open() for reference in sample.images]
         if dropped:
             return self.processor.encode_dropped(pictures[0])
-        return self.processor.encode(sample.conversation(), pictures)
+        encoded = self.processor.encode(sample.conversation(), pictures)
+        return encoded if self.params.text_weight else self._up_to_last_drawing(encoded)
+
+    def _up_to_last_drawing(self, encoded: Encoded) -> Encoded:
+        """Without the words that no drawing follows: they would be read for nothing."""
+        places = (encoded.input_ids == self.image_pad).nonzero().flatten()
+        if not len(places):
+            return encoded
+        end = int(places[-1]) + 1
+        return replace(encoded, input_ids=encoded.input_ids[:end], labels=encoded.labels[:end])
