@@ -17,7 +17,7 @@ from training.scene_pool import ScenePool, batch_at
 
 # Shape legend: B = batch, H W = height and width, P = vectors, V = codebook size, Z = latent channels.
 
-SQUARED_WEIGHT = 2.0
+SQUARED_WEIGHT, EDGE_WEIGHT = 2.0, 10.0
 REVIVE_SHARE = 0.7
 # An entry with less than this share of the average number of members is dead.
 DEAD_SHARE = 0.15
@@ -111,7 +111,7 @@ def train_tokenizer(
         return {
             "absolute": F.l1_loss(made.pixels.float(), pixels_B3HW),
             "squared": SQUARED_WEIGHT * F.mse_loss(made.pixels.float(), pixels_B3HW),
-            "edges": edge_loss(made.pixels.float(), pixels_B3HW),
+            "edges": EDGE_WEIGHT * edge_loss(made.pixels.float(), pixels_B3HW),
             "quantizer": made.quantized.loss.float(),
         }
 
