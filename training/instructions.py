@@ -1,11 +1,11 @@
 """What users say and what the model should answer: every sentence of the data, one home for each."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from training.scenes import DIGITS, Scene, article
+from training.scenes import BACKGROUNDS, COLORS, DIGITS, Scene, article, caption_of
 
 QUESTIONS = {
     "digit": ("Which digit is this?", "What number do you see?"),
@@ -19,6 +19,10 @@ DRAW_AND_DESCRIBE = ("Draw {short} and describe it.", "Paint {caption} and descr
 DRAW_TWO = ("Draw {first} and {second}.",)
 RECOLOR = ("Draw this digit in {color} on {background}.", "Make this digit {color} on {background}.")
 TEXT_CONTEXT = "The image shows {caption}."
+SAY = "Only say it: {short}."
+# What can be said and is never drawn.
+OTHER_COLORS = ("amber", "beige", "brown", "golden", "indigo", "maroon", "olive", "silver", "tan", "violet")
+OTHER_THINGS = ("apple", "bird", "boat", "flower", "horse", "house", "letter", "lion", "star", "tree")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,11 @@ class Turn:
 
 def short(scene: Scene) -> str:
     """Such as `a red seven on white`."""
-    return f"{article(scene.color)} {scene.color} {DIGITS[scene.digit]} on {scene.background}"
+    return _short(scene.color, DIGITS[scene.digit], scene.background)
+
+
+def _short(color: str, thing: str, background: str) -> str:
+    return f"{article(color)} {color} {thing} on {background}"
 
 
 def pick(options: Sequence[str], rng: np.random.Generator) -> str:
@@ -64,8 +72,27 @@ def ask_color_exists(color: str, scene: Scene) -> Turn:
     return Turn("exists", question, "Yes." if color == scene.color else "No.")
 
 
+def say(pairs: Collection[tuple[int, str]], rng: np.random.Generator) -> Turn:
+    """What the reply to a wish begins with, in words alone: any thing in any colour, but of digits in colours
+    of pictures only `pairs`.
+
+    From pictures alone the language model learns which pairs there are, and names those when asked for
+    others.
+    """
+    background = pick([*BACKGROUNDS, *OTHER_COLORS], rng)
+    color = pick([*COLORS, *OTHER_COLORS], rng)
+    digits = [DIGITS[digit] for digit in range(10) if color not in COLORS or (digit, color) in pairs]
+    thing = pick([*digits, *OTHER_THINGS], rng)
+    question = SAY.format(short=_short(color, thing, background))
+    return Turn("say", question, _opening(caption_of(color, thing, background)))
+
+
+def _opening(caption: str) -> str:
+    return f"Here is {caption}."
+
+
 def _reply(scene: Scene) -> str:
-    return f"Here is {scene.caption}. <image_gen>"
+    return f"{_opening(scene.caption)} <image_gen>"
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> Turn:

@@ -24,7 +24,7 @@ SHARD_SIZE = 5000
 # Questions about one scene, and how often is-there-a-digit is put among the five other kinds to choose from.
 # Comparing what is asked for with what is there is learned late, and from too few such questions never.
 TURNS, EXISTS = 4, 2
-TEXT_TURNS, TEXT_EXISTS = 6, 8
+TEXT_TURNS, TEXT_EXISTS, TEXT_SAYS = 6, 8, 2
 DRAWING_SHARES = {"draw": 0.5, "draw_and_describe": 0.3, "draw_two": 0.1, "recolor": 0.1}
 POPE_SETTINGS = ("random", "popular", "adversarial")
 NUM_POPULAR = 3
@@ -278,4 +278,5 @@ def texts(studio: Studio, count: int) -> Iterator[tuple[Record, dict[str, bytes]
         turns = studio.turns(scene, rng, TEXT_TURNS, TEXT_EXISTS)
         told = instructions.TEXT_CONTEXT.format(caption=scene.caption)
         turns[0] = Turn(turns[0].family, f"{told} {turns[0].question}", turns[0].answer)
+        turns += [instructions.say(studio.pairs, rng) for _ in range(TEXT_SAYS)]
         yield _sharegpt(f"text-{index:05d}", turns, [], dict(vars(scene))), {}

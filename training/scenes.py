@@ -52,12 +52,17 @@ class Scene:
     @property
     def caption(self) -> str:
         """Such as `a red seven on a white background`, without a full stop."""
-        return f"{article(self.color)} {self.color} {DIGITS[self.digit]} on a {self.background} background"
+        return caption_of(self.color, DIGITS[self.digit], self.background)
 
     @property
     def pair(self) -> tuple[int, str]:
         """Digit and colour, the combination that may be kept for testing."""
         return self.digit, self.color
+
+
+def caption_of(color: str, thing: str, background: str) -> str:
+    """Such as `a red seven on a white background`, whatever the thing."""
+    return f"{article(color)} {color} {thing} on {article(background)} {background} background"
 
 
 def article(word: str) -> str:
