@@ -63,13 +63,35 @@ class ImageTokenizer(nn.Module):
         return Reconstruction(self.decoder(self.from_latent(quantized.canvas)), quantized)
 
 
+class TeacherForcing(NamedTuple):
+    """Codes (B, L), the canvases that they are predicted from (B, M, Z), and shares of all codes in each, (B,
+    L, V), where targets are soft.
+    """
+
+    codes: Tensor
+    seen: Tensor
+    shares: Tensor | None = None
+
+
 @torch.no_grad()
 def teacher_forcing(
-    tokenizer: ImageTokenizer, pixels_B3HW: Tensor, mistakes_BL: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Codes to predict, (B, L), and the canvases to predict them from, (B, M, Z), in spite of mistakes."""
+    tokenizer: ImageTokenizer, pixels_B3HW: Tensor, mistakes_BL: Tensor | None, softness: float = 0.0
+) -> TeacherForcing:
+    """What is asked of whoever predicts these pictures, in spite of mistakes; targets are soft only with
+    mistakes and where `softness`, as in `MultiScaleQuantizer.shares`, is above 0.
+    """
+    quantizer = tokenizer.quantizer
     if mistakes_BL is None:
         codes = tokenizer.encode(pixels_B3HW)
-        return torch.cat(codes, dim=1), tokenizer.quantizer.seen(codes)
-    codes, seen_BMZ = tokenizer.quantizer.correct(tokenizer.latent(pixels_B3HW), tokenizer.split(mistakes_BL))
-    return torch.cat(codes, dim=1), seen_BMZ
+        return TeacherForcing(torch.cat(codes, dim=1), quantizer.seen(codes))
+    return learning_from(tokenizer, tokenizer.latent(pixels_B3HW), mistakes_BL, softness)
+
+
+@torch.no_grad()
+def learning_from(
+    tokenizer: ImageTokenizer, latent_BZHW: Tensor, mistakes_BL: Tensor, softness: float
+) -> TeacherForcing:
+    """The same for what is quantized of the pictures."""
+    asked = tokenizer.quantizer.correct(latent_BZHW, tokenizer.split(mistakes_BL))
+    shares_BLV = tokenizer.quantizer.shares(asked.cells, softness) if softness else None
+    return TeacherForcing(torch.cat(asked.codes, dim=1), asked.seen, shares_BLV)

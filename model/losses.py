@@ -41,12 +41,16 @@ def text_loss(logits_PV: Tensor, targets_P: Tensor) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(logits_PV.float(), targets_P, reduction="sum"), torch.tensor(len(targets_P))
 
 
-def image_loss(logits_GLV: Tensor, codes_GL: Tensor, scales: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed by scale, and the number of tokens of each scale, both (K,)."""
-    nats_GL = F.cross_entropy(logits_GLV.float().mT, codes_GL, reduction="none")
+def image_loss(logits_GLV: Tensor, targets: Tensor, scales: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Cross-entropy summed by scale, and the number of tokens of each scale, both (K,).
+
+    Targets are codes (G, L), or shares of all codes (G, L, V).
+    """
+    targets = targets.mT if targets.dim() == 3 else targets
+    nats_GL = F.cross_entropy(logits_GLV.float().mT, targets, reduction="none")
     scale_L = scale_of_token(scales, nats_GL.device)
     sums_K = nats_GL.new_zeros(len(scales)).index_add(0, scale_L, nats_GL.sum(0))
-    counts_K = torch.bincount(scale_L, minlength=len(scales)) * len(codes_GL)
+    counts_K = torch.bincount(scale_L, minlength=len(scales)) * len(logits_GLV)
     return sums_K, counts_K
 
 

@@ -77,12 +77,20 @@ class VargptForConditionalGeneration(Vargpt):
         codes: Tensor | None = None,
         dropped: Tensor | None = None,
         mistakes: Tensor | None = None,
+        softness: float = 0.0,
     ) -> LossSums:
         """Sums and counts for training; words are scored only where labels ask, which saves most of the
-        head. `mistakes` as `Vargpt.predict` takes them.
+        head. `mistakes` and `softness` as `Vargpt.predict` takes them.
         """
         prediction = self.predict(
-            input_ids, attention_mask, pixel_values, generation_pixel_values, codes, dropped, mistakes
+            input_ids,
+            attention_mask,
+            pixel_values,
+            generation_pixel_values,
+            codes,
+            dropped,
+            mistakes,
+            softness,
         )
         asked = labels[:, 1:] != IGNORED
         logits_PV = self.text_logits(prediction.hidden[:, :-1][asked])
@@ -94,7 +102,9 @@ class VargptForConditionalGeneration(Vargpt):
         if prediction.image_logits is None:
             zeros = text.new_zeros(len(scales))
             return LossSums(text, num_text.to(text.device), zeros, zeros)
-        image, num_image = image_loss(prediction.image_logits, prediction.image_codes, scales)
+        shares = prediction.image_shares
+        targets = prediction.image_codes if shares is None else shares
+        image, num_image = image_loss(prediction.image_logits, targets, scales)
         return LossSums(text, num_text.to(text.device), image, num_image)
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from model.config import ImageTokenizerConfig
 
 # Shape legend: B = batch, Z = latent channels, H W = finest grid, s = side of a scale, N = s * s, M = tokens
-# of all scales but the first, P = vectors, V = codebook size.
+# of all scales but the first, L = M + 1, P = vectors, V = codebook size.
 
 COMMITMENT_WEIGHT = 0.25
+# What shares of codes fall with is at least this.
+MIN_DISTANCE = 1e-6
 REFINER_SHARE = 0.5
 
 
@@ -43,6 +45,16 @@ class Quantized(NamedTuple):
     vectors: list[Tensor]
 
 
+class Corrected(NamedTuple):
+    """What a pyramid with mistakes asks for: codes of every scale (B, N), what they stand for (B, N, Z), and
+    the teacher-forcing input, (B, M, Z).
+    """
+
+    codes: list[Tensor]
+    cells: list[Tensor]
+    seen: Tensor
+
+
 class Refiner(nn.Conv2d):
     """Half the map as it is, half convolved: repairs what enlarging the codes has smeared."""
 
@@ -63,11 +75,15 @@ class MultiScaleQuantizer(nn.Module):
         self.refiners = nn.ModuleList(Refiner(config.latent_dim) for _ in range(config.num_refiners))
         self.refiner_index = refiner_of_scale(len(config.scales), config.num_refiners)
 
+    def distances(self, vectors_PZ: Tensor) -> Tensor:
+        """Squared distance to every codebook vector, (P, V)."""
+        codebook_VZ = self.codebook.weight
+        lengths_PV = vectors_PZ.square().sum(1, keepdim=True) + codebook_VZ.square().sum(1)
+        return lengths_PV.addmm(vectors_PZ, codebook_VZ.mT, alpha=-2)
+
     def nearest(self, vectors_PZ: Tensor) -> Tensor:
         """Index of the closest codebook vector, (P,)."""
-        codebook_VZ = self.codebook.weight
-        distance_PV = vectors_PZ.square().sum(1, keepdim=True) + codebook_VZ.square().sum(1)
-        return distance_PV.addmm(vectors_PZ, codebook_VZ.mT, alpha=-2).argmin(dim=1)
+        return self.distances(vectors_PZ).argmin(dim=1)
 
     def upsample(self, vectors_BNZ: Tensor, k: int) -> Tensor:
         """What the vectors of scale k add to the canvas, (B, Z, H, W)."""
@@ -101,21 +117,35 @@ class MultiScaleQuantizer(nn.Module):
     def _code_of(self, cells_BNZ: Tensor) -> Tensor:
         return self.nearest(cells_BNZ.flatten(0, 1)).view(cells_BNZ.shape[:2])
 
-    def correct(self, latent_BZHW: Tensor, mistakes: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def correct(self, latent_BZHW: Tensor, mistakes: list[Tensor]) -> Corrected:
         """Codes of every scale and teacher-forcing input, as `encode` and `seen`, when mistakes are drawn on
         the way: each scale then takes up what right and wrong codes before it have left over.
 
         `mistakes` are, for each scale, the codes to draw instead of the right ones, -1 where none, (B, N).
         Source: self-correction of arXiv:2412.04431, with whole codes instead of bits.
         """
-        canvas_BZHW, codes, maps = torch.zeros_like(latent_BZHW), [], []
+        canvas_BZHW, codes, cells, maps = torch.zeros_like(latent_BZHW), [], [], []
         for k, mistakes_BN in enumerate(mistakes):
             if k > 0:
                 maps.append(self.downsample(canvas_BZHW, k).flatten(2).mT)
-            codes.append(self._code_of(self._cells(latent_BZHW - canvas_BZHW, k)))
+            cells.append(self._cells(latent_BZHW - canvas_BZHW, k))
+            codes.append(self._code_of(cells[-1]))
             drawn_BN = torch.where(mistakes_BN < 0, codes[-1], mistakes_BN)
             canvas_BZHW = canvas_BZHW + self.lookup(drawn_BN, k)
-        return codes, self._joined(maps, len(latent_BZHW))
+        return Corrected(codes, cells, self._joined(maps, len(latent_BZHW)))
+
+    def shares(self, cells: list[Tensor], softness: float) -> Tensor:
+        """Shares of all codes in what the codes of each scale stand for, `cells` (B, N, Z): (B, L, V).
+
+        Which of several near codes is the nearest is noise to whoever predicts it, and any of them draws the
+        same picture. Shares fall with the squared distance, by e for every `softness` of the mean squared
+        distance between a code and its nearest other; with 0 the nearest has all. Source: label smoothing of
+        arXiv:1512.00567, spread by distance in the codebook instead of evenly.
+        """
+        apart_VV = self.distances(self.codebook.weight).fill_diagonal_(float("inf"))
+        unit = (softness * apart_VV.amin(dim=1).mean()).clamp(min=MIN_DISTANCE)
+        distance_BLV = self.distances(torch.cat(cells, dim=1).flatten(0, 1)).unflatten(0, (len(cells[0]), -1))
+        return (-distance_BLV / unit).softmax(dim=-1)
 
     def canvas(self, codes: list[Tensor]) -> Tensor:
         """The sum of what all given scales add, (B, Z, H, W); fewer scales give a coarser picture."""

@@ -26,12 +26,13 @@ from model.visual_decoder import DecoderCache, VisualDecoder
 @dataclass(frozen=True)
 class Prediction:
     """One teacher-forced pass: states (B, T, D), image logits (G, L, V) and the codes they should predict,
-    (G, L).
+    (G, L), with shares of all codes (G, L, V) where targets are soft.
     """
 
     hidden: Tensor
     image_logits: Tensor | None
     image_codes: Tensor | None
+    image_shares: Tensor | None = None
 
 
 class Vargpt(PreTrainedModel):
@@ -151,18 +152,22 @@ class Vargpt(PreTrainedModel):
         codes_GL: Tensor | None = None,
         dropped_G: Tensor | None = None,
         mistakes_GL: Tensor | None = None,
+        softness: float = 0.0,
     ) -> Prediction:
         """Teacher-forced pass over sequences with any number of input and drawn images each.
 
         Drawn images come as pixels in [-1, 1] or as codes; `dropped_G` opens those pyramids with the null
         start. `mistakes_GL`, for pixels only, are codes drawn in place of the right ones, -1 where none: what
-        is predicted then makes up for them. Raises ValueError when they come with codes.
+        is predicted then makes up for them, with soft targets where `softness` is above 0. Raises ValueError
+        when they come with codes.
         """
         if codes_GL is not None and mistakes_GL is not None:
             raise ValueError("mistakes go with generation_pixel_values, not with codes")
-        seen_GMZ = None
+        seen_GMZ = shares_GLV = None
         if codes_GL is None and generation_pixel_values is not None and len(generation_pixel_values):
-            codes_GL, seen_GMZ = teacher_forcing(self.image_tokenizer, generation_pixel_values, mistakes_GL)
+            codes_GL, seen_GMZ, shares_GLV = teacher_forcing(
+                self.image_tokenizer, generation_pixel_values, mistakes_GL, softness
+            )
         pyramid_GLC = cond_GC = None
         if codes_GL is not None and len(codes_GL):
             pyramid_GLC, cond_GC = self.pyramid(codes_GL, dropped_G, seen_GMZ)
@@ -171,4 +176,4 @@ class Vargpt(PreTrainedModel):
         if pyramid_GLC is None:
             return Prediction(hidden_BTD, None, None)
         drawn_GLD = hidden_BTD[input_ids == self.config.image_pad_token_id].unflatten(0, codes_GL.shape)
-        return Prediction(hidden_BTD, self.image_logits(drawn_GLD, cond_GC), codes_GL)
+        return Prediction(hidden_BTD, self.image_logits(drawn_GLD, cond_GC), codes_GL, shares_GLV)

@@ -143,7 +143,7 @@ def test_the_decoder_learns_codes_and_what_vargpt_will_open_pyramids_with(pool):
         decoder,
         tokenizer,
         pool,
-        DecoderParams(**schedule(drop=0.5, mistakes=0.3)),
+        DecoderParams(**schedule(drop=0.5, mistakes=0.3, softness=0.15)),
         Course(seed=0, report=report),
     )
 
@@ -205,7 +205,8 @@ def decoder_part(pool):
         torch.manual_seed(0)
         tokenizer = ImageTokenizer(config.image_tokenizer_config).eval()
         part = VisualDecoder(config.visual_decoder_config, config.image_tokenizer_config)
-        train_decoder(part, tokenizer, pool, DecoderParams(**schedule(drop=0.5, mistakes=0.3)), course)
+        params = DecoderParams(**schedule(drop=0.5, mistakes=0.3, softness=0.15))
+        train_decoder(part, tokenizer, pool, params, course)
         return part
 
     return train_part

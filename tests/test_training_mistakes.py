@@ -35,9 +35,9 @@ def pictures(count):
 def test_without_mistakes_codes_and_canvases_are_those_of_the_tokenizer(tokenizer):
     none = torch.full((8, 30), -1)
 
-    codes, seen = teacher_forcing(tokenizer, pictures(8), none)
+    codes, seen, _ = teacher_forcing(tokenizer, pictures(8), none)
 
-    expected_codes, expected_seen = teacher_forcing(tokenizer, pictures(8), None)
+    expected_codes, expected_seen, _ = teacher_forcing(tokenizer, pictures(8), None)
     assert torch.equal(codes, expected_codes)
     torch.testing.assert_close(seen, expected_seen)
 
@@ -47,7 +47,7 @@ def test_the_scales_after_a_mistake_make_up_for_it(tokenizer):
     mistakes = torch.full((64, 30), -1)
     mistakes[:, :5] = torch.randint(CONFIG.codebook_size, (64, 5), generator=torch.Generator().manual_seed(2))
 
-    codes, _ = tokenizer.quantizer.correct(latent, tokenizer.split(mistakes))
+    codes = tokenizer.quantizer.correct(latent, tokenizer.split(mistakes)).codes
     drawn = tokenizer.split(torch.where(mistakes < 0, torch.cat(codes, dim=1), mistakes))
     blind = tokenizer.split(
         torch.where(mistakes < 0, torch.cat(tokenizer.quantizer.encode(latent), dim=1), mistakes)
@@ -62,7 +62,7 @@ def test_a_mistake_is_seen_by_the_scales_after_it_alone(tokenizer):
     mistakes[0, 7] = 3
 
     clean = teacher_forcing(tokenizer, pictures(1), torch.full((1, 30), -1))
-    codes, seen = teacher_forcing(tokenizer, pictures(1), mistakes)
+    codes, seen, _ = teacher_forcing(tokenizer, pictures(1), mistakes)
 
     assert torch.equal(codes[:, :14], clean[0][:, :14])
     assert torch.equal(seen[:, :13], clean[1][:, :13])

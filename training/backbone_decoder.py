@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.image_tokenizer import ImageTokenizer
+from model.image_tokenizer import ImageTokenizer, learning_from
 from model.visual_decoder import VisualDecoder
 from training.fit import Course, fit
 from training.mistakes import draw_mistakes
@@ -71,11 +71,10 @@ def train_decoder(
         index_B = batch_at(step, params.batch, len(pool), course.seed)
         dropped_B = torch.rand(len(index_B)) < params.drop
         mistakes_BL = draw_mistakes(len(index_B), tokenizer.config, params.mistakes)
-        with torch.no_grad():
-            codes, seen = tokenizer.quantizer.correct(latents_SZHW[index_B], tokenizer.split(mistakes_BL))
-        logits_BLV = class_logits(decoder, classes(pool, index_B, dropped_B), dropped_B, seen)
-        targets_BL = torch.cat(codes, dim=1)
-        return {"codes": F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten())}
+        asked = learning_from(tokenizer, latents_SZHW[index_B], mistakes_BL, params.softness)
+        logits_BLV = class_logits(decoder, classes(pool, index_B, dropped_B), dropped_B, asked.seen)
+        targets = asked.codes if asked.shares is None else asked.shares
+        return {"codes": F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets.flatten(0, 1))}
 
     fit([decoder, classes], params, course, losses_at).keep()
     decoder.requires_grad_(False).eval()

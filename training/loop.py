@@ -54,12 +54,12 @@ def make_accelerator(precision: str) -> Accelerator:
 class StageLoss(nn.Module):
     """A batch in, sums of cross-entropy out: of words, then of each scale, (1 + scales,)."""
 
-    def __init__(self, model: VargptForConditionalGeneration) -> None:
+    def __init__(self, model: VargptForConditionalGeneration, softness: float) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.softness = model, softness
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        sums = self.model.loss_sums(**batch)
+        sums = self.model.loss_sums(**batch, softness=self.softness)
         return torch.cat([sums.text.reshape(1), sums.image_by_scale])
 
 
@@ -103,7 +103,7 @@ class Trainer:
         self.accelerator, self.params, self.batches, self.seed = accelerator, params, batches, seed
         self.learning, self.checkpoints, self.should_stop = learning, checkpoints, should_stop
         optimizer = make_optimizer(learning, [model], params)
-        self.loss, self.optimizer = accelerator.prepare(StageLoss(model), optimizer)
+        self.loss, self.optimizer = accelerator.prepare(StageLoss(model, params.softness), optimizer)
         self.language_model, self.scales = model.language_model, model.config.scales
         self.average = WeightAverage(learning, params.ema)
 

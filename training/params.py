@@ -64,11 +64,13 @@ class VisionParams(ScheduleParams):
 @dataclass(frozen=True)
 class DecoderParams(ScheduleParams):
     """`drop`: share of pictures drawn from the null condition; `mistakes`: up to which share of the codes
-    that a picture begins with are wrong.
+    that a picture begins with are wrong; `softness`: how far beyond the nearest code others have a share
+    in what is predicted.
     """
 
     drop: float
     mistakes: float
+    softness: float
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ class BackboneParams:
 
 @dataclass(frozen=True)
 class StageParams(ScheduleParams):
-    """One stage: schedule, weights of the two losses, share of dropped prompts, up to which share of the
-    codes that a drawing begins with are wrong, and the mixture of data.
+    """One stage: schedule, weights of the two losses, share of dropped prompts, `mistakes` and `softness` of
+    drawings as for the decoder, and the mixture of data.
 
     `micro_batch` samples of similar length go through the model together; gradients of a step add up.
     """
@@ -95,6 +97,7 @@ class StageParams(ScheduleParams):
     image_weight: float
     drop_prompt: float
     mistakes: float
+    softness: float
     mixture: Mapping[str, float]
 
 
