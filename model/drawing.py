@@ -126,12 +126,17 @@ class _Drawing:
 
     def _weight(self, g: int, k: int) -> float:
         """Where on the line from unconditional (0) to conditional (1) and beyond."""
-        params, last = self.sketches[g].params, max(len(self.model.config.scales) - 1, 1)
+        params = self.sketches[g].params
         is_noise = params.guidance_mode is GuidanceMode.NOISE
-        return 1 + params.guidance * k / last if is_noise else float(params.guidance)
+        progress = self._progress(k)
+        return 1 + params.guidance * progress if is_noise else params.prompt_guidance(progress)
+
+    def _progress(self, k: int) -> float:
+        """From 0 at the coarsest scale to 1 at the finest."""
+        return k / max(len(self.model.config.scales) - 1, 1)
 
     def _add_scale(self, logits_GNV: Tensor, k: int) -> None:
-        choices = [sketch.params.image_choice for sketch in self.sketches]
+        choices = [sketch.params.image_choice(self._progress(k)) for sketch in self.sketches]
         codes_GN = choose_together(logits_GNV, choices, [sketch.generator for sketch in self.sketches])
         self.codes.append(codes_GN)
         quantizer = self.model.image_tokenizer.quantizer
@@ -143,7 +148,7 @@ class _Drawing:
 
     def _smooth(self, logits_NV: Tensor, sketch: Sketch, k: int) -> Tensor:
         """A soft mixture of codebook vectors that hardens towards the finest scale, (N, Z)."""
-        progress = k / max(len(self.model.config.scales) - 1, 1)
+        progress = self._progress(k)
         heat = max(SMOOTHING_START * (1 - SMOOTHING_DECAY * progress), SMOOTHING_FLOOR)
         noise_NV = gumbel_noise(tuple(logits_NV.shape), sketch.generator).to(logits_NV.device)
         mixture_NV = F.softmax((logits_NV * (1 + progress) + noise_NV) / heat, dim=-1)

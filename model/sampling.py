@@ -36,21 +36,22 @@ class Choice(NamedTuple):
 class SamplingParams:
     """One request's choices. Temperature 0 is greedy; top-k 0 and top-p 1 keep everything.
 
-    With mode `prompt`, logits are uncond + guidance * (cond - uncond) at every scale; guidance 1 is none.
-    With mode
-    `noise`, the released formula (1 + t) * cond - t * uncond with t = guidance * k / (K - 1). Smoothing
-    mixes codebook
-    vectors by Gumbel-softmax for a softer picture (VAR's `more_smooth`). Raises ValueError naming the field.
+    With mode `prompt`, logits are uncond + guidance * (cond - uncond); guidance 1 is none. With mode `noise`,
+    the released formula (1 + t) * cond - t * uncond with t = guidance * k / (K - 1). Cooling is the share of
+    the image temperature, and of what `prompt` guidance adds, that is gone at the finest scale: coarse scales
+    choose what to draw, fine ones carry it out. Smoothing mixes codebook vectors by Gumbel-softmax for a
+    softer picture (VAR's `more_smooth`). Raises ValueError naming the field.
     """
 
     text_temperature: float = 0.0
     text_top_k: int = 0
     text_top_p: float = 1.0
-    image_temperature: float = 0.6
-    image_top_k: int = 50
-    image_top_p: float = 0.9
-    guidance: float = 3.0
+    image_temperature: float = 1.0
+    image_top_k: int = 0
+    image_top_p: float = 0.7
+    guidance: float = 2.0
     guidance_mode: GuidanceMode = GuidanceMode.PROMPT
+    cooling: float = 0.8
     smoothing: bool = False
     max_new_tokens: int = 256
     max_images: int = 4
@@ -63,9 +64,9 @@ class SamplingParams:
         object.__setattr__(self, "guidance_mode", GuidanceMode(self.guidance_mode))
         for name in ("text_temperature", "image_temperature", "guidance"):
             _check(name, getattr(self, name), low=0, high=math.inf)
-        for name in ("text_top_p", "image_top_p"):
+        for name in ("text_top_p", "image_top_p", "cooling"):
             _check(name, getattr(self, name), low=0, high=1)
-            if getattr(self, name) == 0:
+            if name != "cooling" and getattr(self, name) == 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("text_top_k", "image_top_k", "max_images"):
             _check(name, getattr(self, name), low=0, high=math.inf)
@@ -76,9 +77,16 @@ class SamplingParams:
     def text_choice(self) -> Choice:
         return Choice(self.text_temperature, self.text_top_k, self.text_top_p)
 
-    @property
-    def image_choice(self) -> Choice:
-        return Choice(self.image_temperature, self.image_top_k, self.image_top_p)
+    def image_choice(self, progress: float) -> Choice:
+        """How codes are chosen at a scale: `progress` runs from 0, the coarsest, to 1."""
+        return Choice(self.image_temperature * self._left(progress), self.image_top_k, self.image_top_p)
+
+    def prompt_guidance(self, progress: float) -> float:
+        """The weight of mode `prompt` at a scale."""
+        return 1 + (self.guidance - 1) * self._left(progress)
+
+    def _left(self, progress: float) -> float:
+        return 1 - self.cooling * progress**2
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:

@@ -27,6 +27,7 @@ API_NAMES = {  # of the fields of SamplingParams
     "image_top_p": "image.top_p",
     "guidance": "image.guidance",
     "guidance_mode": "image.guidance_mode",
+    "cooling": "image.cooling",
     "smoothing": "image.smoothing",
     "max_images": "image.max_images",
 }
@@ -180,6 +181,7 @@ def _params(image: ImageSampling, seed: int | None, **asked: float | int | None)
         "image_top_p": image.top_p,
         "guidance": image.guidance,
         "guidance_mode": image.guidance_mode,
+        "cooling": image.cooling,
         "smoothing": image.smoothing,
         **asked,
     }

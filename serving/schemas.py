@@ -100,6 +100,7 @@ class ImageSampling(Strict):
     top_p: float | None = None
     guidance: float | None = None
     guidance_mode: str | None = None
+    cooling: float | None = None
     smoothing: bool | None = None
     max_images: int | None = None
 

@@ -154,6 +154,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(model):
         ("image_top_p", 0.0),
         ("text_top_p", 1.5),
         ("image_top_k", -1),
+        ("cooling", 1.2),
         ("max_new_tokens", 0),
         ("seed", -5),
         ("guidance_mode", "magic"),
@@ -170,6 +171,18 @@ def test_likely_choices_are_kept_and_the_best_always_stays():
     assert keep_likely(logits, 2, 1.0).isfinite().tolist() == [[True, True, False, False]]
     assert keep_likely(logits, 0, 1e-6).isfinite().tolist() == [[True, False, False, False]]
     assert keep_likely(logits, 0, 1.0).isfinite().all()
+
+
+def test_cooling_leaves_the_coarsest_scale_and_takes_its_share_of_the_finest():
+    params = SamplingParams(image_temperature=2.0, guidance=3.0, cooling=0.75)
+
+    scales = [(params.image_choice(p).temperature, params.prompt_guidance(p)) for p in (0.0, 0.5, 1.0)]
+
+    assert scales == [(2.0, 3.0), (1.625, 2.625), (0.5, 1.5)]
+    still = SamplingParams(image_temperature=2.0, guidance=3.0, cooling=0.0)
+    assert (still.image_choice(1.0).temperature, still.prompt_guidance(1.0)) == (2.0, 3.0)
+    frozen = SamplingParams(guidance=3.0, cooling=1.0)
+    assert (frozen.image_choice(1.0).temperature, frozen.prompt_guidance(1.0)) == (0.0, 1.0)
 
 
 def test_choices_follow_the_softmax():
