@@ -46,10 +46,10 @@ class SamplingParams:
     text_temperature: float = 0.0
     text_top_k: int = 0
     text_top_p: float = 1.0
-    image_temperature: float = 1.0
+    image_temperature: float = 0.9
     image_top_k: int = 0
     image_top_p: float = 0.7
-    guidance: float = 2.0
+    guidance: float = 2.5
     guidance_mode: GuidanceMode = GuidanceMode.PROMPT
     cooling: float = 0.8
     smoothing: bool = False
