@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -63,5 +64,6 @@ def batch_at(step: int, batch: int, size: int, seed: int) -> Tensor:
     return torch.stack([orders[place // size][place % size] for place in places.tolist()])
 
 
+@lru_cache(maxsize=4)
 def _order(epoch: int, size: int, seed: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
