@@ -4,6 +4,7 @@ import subprocess
 import sys
 from copy import deepcopy
 
+import psutil
 import pytest
 
 from training.demo import Demo, MemoryWatch, Play, summarize
@@ -42,6 +43,22 @@ def test_memory_of_children_counts_and_is_remembered():
     subprocess.run([sys.executable, "-c", code], check=True)
 
     assert watch.stop() - before > 250 * MEBIBYTE
+
+
+def test_pages_are_walked_only_when_more_memory_is_resident_than_before(monkeypatch):
+    walks, walk = [], psutil.Process.memory_full_info
+    monkeypatch.setattr(psutil.Process, "memory_full_info", lambda self: walks.append(self) or walk(self))
+    watch = MemoryWatch()
+    watch.look()
+    first = len(walks)
+
+    watch.look()
+    assert len(walks) == first > 0
+
+    kept = bytearray(b"x" * 100 * MEBIBYTE)
+    watch.look()
+    assert len(walks) == 2 * first
+    del kept
 
 
 def test_training_time_is_the_sum_of_the_stages(metrics):

@@ -22,7 +22,8 @@ from training.scenes import BACKGROUNDS, COLORS, TUNING_PAIRS, UNSEEN_PAIRS, Sce
 
 SHARD_SIZE = 5000
 # Questions about one scene, and how often is-there-a-digit is put among the five other kinds to choose from.
-# Comparing what is asked for with what is there is learned late, and from too few such questions never.
+# Comparing what is asked for with what is there is learned late, from too few such questions never, and from
+# many about one scene by luck: the earlier ones name what it does not have.
 TURNS, EXISTS = 4, 2
 TEXT_TURNS, TEXT_EXISTS, TEXT_SAYS = 2, 8, 1
 DRAWING_SHARES = {"draw": 0.5, "draw_and_describe": 0.3, "draw_two": 0.1, "recolor": 0.1}
