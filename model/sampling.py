@@ -49,9 +49,9 @@ class SamplingParams:
     image_temperature: float = 0.9
     image_top_k: int = 0
     image_top_p: float = 0.7
-    guidance: float = 3.0
+    guidance: float = 2.5
     guidance_mode: GuidanceMode = GuidanceMode.PROMPT
-    cooling: float = 1.0
+    cooling: float = 0.8
     smoothing: bool = False
     max_new_tokens: int = 256
     max_images: int = 4
