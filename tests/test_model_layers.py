@@ -6,7 +6,7 @@ from model.config import preset
 from model.layers import FeedForward
 
 
-def test_the_feed_forward_in_bfloat16_is_that_of_float32_up_to_rounding() -> None:
+def test_the_feed_forward_in_bfloat16_is_that_of_float32_up_to_rounding():
     torch.manual_seed(0)
     forward = FeedForward(preset("tiny").visual_decoder_config).requires_grad_(False)
     x_BLC = torch.randn(8, 30, 128)
