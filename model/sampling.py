@@ -15,10 +15,11 @@ MAX_SEED = 2**63 - 1
 
 
 class GuidanceMode(StrEnum):
-    """What the guided branch is compared with: the empty prompt, the released checkpoint's noise, or
-    nothing.
+    """What the guided branch is compared with: the empty prompt, by the posterior or by the ratio of both,
+    the released checkpoint's noise, or nothing.
     """
 
+    POSTERIOR = "posterior"
     PROMPT = "prompt"
     NOISE = "noise"
     NONE = "none"
@@ -36,21 +37,23 @@ class Choice(NamedTuple):
 class SamplingParams:
     """One request's choices. Temperature 0 is greedy; top-k 0 and top-p 1 keep everything.
 
-    With mode `prompt`, logits are uncond + guidance * (cond - uncond); guidance 1 is none. With mode `noise`,
-    the released formula (1 + t) * cond - t * uncond with t = guidance * k / (K - 1). Cooling is the share of
-    the image temperature, and of what `prompt` guidance adds, that is gone at the finest scale: coarse scales
-    choose what to draw, fine ones carry it out. Smoothing mixes codebook vectors by Gumbel-softmax for a
-    softer picture (VAR's `more_smooth`). Raises ValueError naming the field.
+    With mode `posterior`, log probabilities are cond + (guidance - 1) * log(c / (c + u)) for probabilities c
+    with the prompt and u with the empty one; with mode `prompt`, logits are uncond + guidance * (cond -
+    uncond); guidance 1 is none in both. With mode `noise`, the released formula (1 + t) * cond - t * uncond
+    with t = guidance * k / (K - 1). Cooling is the share of the image temperature, and of what the first two
+    modes add, that is gone at the finest scale: coarse scales choose what to draw, fine ones carry it out.
+    Smoothing mixes codebook vectors by Gumbel-softmax for a softer picture (VAR's `more_smooth`). Raises
+    ValueError naming the field.
     """
 
     text_temperature: float = 0.0
     text_top_k: int = 0
     text_top_p: float = 1.0
-    image_temperature: float = 0.9
+    image_temperature: float = 1.0
     image_top_k: int = 0
     image_top_p: float = 0.7
-    guidance: float = 2.5
-    guidance_mode: GuidanceMode = GuidanceMode.PROMPT
+    guidance: float = 6.0
+    guidance_mode: GuidanceMode = GuidanceMode.POSTERIOR
     cooling: float = 0.8
     smoothing: bool = False
     max_new_tokens: int = 256
@@ -82,8 +85,13 @@ class SamplingParams:
         return Choice(self.image_temperature * self._left(progress), self.image_top_k, self.image_top_p)
 
     def prompt_guidance(self, progress: float) -> float:
-        """The weight of mode `prompt` at a scale."""
+        """The weight of modes `posterior` and `prompt` at a scale."""
         return 1 + (self.guidance - 1) * self._left(progress)
+
+    @property
+    def reads_null_prompt(self) -> bool:
+        """Whether drawing is compared with the empty prompt."""
+        return self.guidance_mode in (GuidanceMode.POSTERIOR, GuidanceMode.PROMPT)
 
     def _left(self, progress: float) -> float:
         return 1 - self.cooling * progress**2

@@ -8,6 +8,7 @@ import torch
 
 from model.config import preset
 from model.generation import Request, generate
+from model.guidance import push, weigh
 from model.modeling import VargptForConditionalGeneration
 from model.sampling import Choice, GuidanceMode, SamplingParams, choose, choose_together, keep_likely
 from model.scales import scale_offsets
@@ -91,6 +92,19 @@ def test_a_request_gets_the_same_reply_whatever_else_is_in_the_batch(model):
     for one, many in zip(alone, together, strict=True):
         assert one.token_ids == many.token_ids
         assert all(torch.equal(a, b) for a, b in zip(one.images, many.images, strict=True))
+
+
+def test_guidance_by_posterior_takes_away_and_never_rewards():
+    cond = torch.tensor([[[0.80, 0.10, 0.05, 0.05]]]).log()
+    uncond = torch.tensor([[[0.002, 0.0001, 0.4979, 0.5]]]).log()
+    weights = torch.tensor([4.0])
+
+    weighed, pushed = (way(cond, uncond, weights).softmax(-1)[0, 0] for way in (weigh, push))
+
+    assert weighed[0] / weighed[1] == pytest.approx(8, rel=0.02)  # as the prompt has it
+    assert pushed[1] > pushed[0]  # the ratio prefers what is rare
+    assert max(weighed[2:].sum(), pushed[2:].sum()) < 0.001
+    torch.testing.assert_close(weigh(cond, uncond, torch.tensor([1.0])), cond)
 
 
 def test_another_seed_draws_another_picture(model):
