@@ -42,8 +42,9 @@ class SamplingParams:
     uncond); guidance 1 is none in both. With mode `noise`, the released formula (1 + t) * cond - t * uncond
     with t = guidance * k / (K - 1). Cooling is the share of the image temperature, and of what the first two
     modes add, that is gone at the finest scale: coarse scales choose what to draw, fine ones carry it out.
-    Smoothing mixes codebook vectors by Gumbel-softmax for a softer picture (VAR's `more_smooth`). Raises
-    ValueError naming the field.
+    Smoothing mixes codebook vectors by Gumbel-softmax for a softer picture (VAR's `more_smooth`), the same
+    within rounding whatever is drawn beside it; without, the same to the bit. Raises ValueError naming the
+    field.
     """
 
     text_temperature: float = 0.0

@@ -94,6 +94,20 @@ def test_a_request_gets_the_same_reply_whatever_else_is_in_the_batch(model):
         assert all(torch.equal(a, b) for a, b in zip(one.images, many.images, strict=True))
 
 
+def test_a_smoothed_picture_is_the_same_within_rounding_whatever_else_is_in_the_batch(model):
+    params = SamplingParams(max_new_tokens=1)
+    requests = [
+        Request(words(3 + n, n), params=replace(params, seed=n, smoothing=n % 2 == 0), force_image=True)
+        for n in range(6)
+    ]
+
+    together = generate(model, requests)
+
+    for request, reply in zip(requests, together, strict=True):
+        [alone] = generate(model, [request])
+        torch.testing.assert_close(reply.images[0], alone.images[0], atol=1e-4, rtol=0)
+
+
 def test_guidance_by_posterior_takes_away_and_never_rewards():
     cond = torch.tensor([[[0.80, 0.10, 0.05, 0.05]]]).log()
     uncond = torch.tensor([[[0.002, 0.0001, 0.4979, 0.5]]]).log()
