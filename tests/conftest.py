@@ -74,6 +74,23 @@ def mlflow_db(_empty_mlflow_database: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
+def client(mlflow_db: str):
+    """MLflow's own client of that store."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(mlflow_db)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records are sent, and sent again, at once."""
+    from training import sender
+
+    monkeypatch.setattr(sender, "SEND_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(sender, "RETRY_SECONDS", (0.1, 0.2))
+
+
+@pytest.fixture
 def wait_until() -> Callable[[Callable[[], object]], None]:
     """Waits until something is true, and fails when it does not become so."""
 

@@ -1,6 +1,5 @@
 """Laws of the checkpoints to resume from: all or nothing, damage is seen, the one before is used."""
 
-import json
 import logging
 import os
 import resource
@@ -287,32 +286,3 @@ def test_an_optimizer_goes_on_from_disk_as_if_never_stopped(tmp_path, amsgrad):
 
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
     assert str(optimizer.state_dict()) == str(other_optimizer.state_dict())
-
-
-def test_any_nested_state_survives_json_exactly():
-    random = torch.random.get_rng_state()
-    tree = {
-        "a": (1, [2.5e-17, None, True]),
-        3: {"x": "y"},
-        "twins.x": torch.ones(1),
-        "twins": {"x": torch.zeros(1)},
-        "rng": random,
-        "nested": {"__tuple__": []},
-        "inf": float("inf"),
-    }
-
-    tensors, plain = flatten_state(tree, "all")
-    back = unflatten_state(tensors, json.loads(json.dumps(plain)))
-
-    assert back.pop("rng") is not None and torch.equal(tensors["all.rng"], random)
-    tree.pop("rng")
-    assert back.pop("twins.x").item() == tree.pop("twins.x").item() == 1
-    assert back.pop("twins")["x"].item() == tree.pop("twins")["x"].item() == 0
-    assert back == tree and type(back["a"]) is tuple and list(back) == list(tree)
-
-
-def test_what_neither_a_tensor_file_nor_json_can_hold_is_named():
-    with pytest.raises(ValueError, match=r"optimizer\.hooks\.0 is a function"):
-        flatten_state({"hooks": [take_step]}, "optimizer")
-    with pytest.raises(ValueError, match=r"no tensor 'optimizer\.state\.0'"):
-        unflatten_state({}, {"__tensor__": "optimizer.state.0"})

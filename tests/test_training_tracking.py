@@ -1,78 +1,26 @@
 """Laws of tracking: training never waits for MLflow, nothing is lost, nothing counts twice."""
 
-import contextlib
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from training import mlflow_run, sender
+from tests.tracking_parts import Doorman, history, images, steps_in, tracker_for
+from training import mlflow_run
 from training.mlflow_run import find_run
 from training.sender import sync_spools
-from training.spool import Journal, Spool, journals
+from training.spool import journals
 from training.tracking import open_tracker
+
+pytestmark = pytest.mark.usefixtures("impatient")
 
 ROOT = Path(__file__).parent.parent
 MD5 = "0123456789abcdef0123456789abcdef.dir"
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    monkeypatch.setattr(sender, "SEND_EVERY_SECONDS", 0.1)
-    monkeypatch.setattr(sender, "RETRY_SECONDS", (0.1, 0.2))
-
-
-@pytest.fixture
-def client(mlflow_db):
-    from mlflow import MlflowClient
-
-    return MlflowClient(mlflow_db)
-
-
-class Doorman:
-    """Stands before a server: lets all through, shuts the door, lets callers wait, or keeps the answers."""
-
-    def __init__(self, port: int) -> None:
-        self.mode = "forward"
-        self._port = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.uri = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        waiting = []
-        while True:
-            try:
-                caller, _ = self._listener.accept()
-            except OSError:
-                return
-            if self.mode in ("forward", "mute"):
-                server = socket.create_connection(("127.0.0.1", self._port))
-                for pair in ((caller, server, "mute"), (server, caller, "forward")):
-                    threading.Thread(target=self._carry, args=pair, daemon=True).start()
-            elif self.mode == "hang":
-                waiting.append(caller)
-            else:
-                caller.close()
-
-    def _carry(self, source: socket.socket, target: socket.socket, unless: str) -> None:
-        with contextlib.suppress(OSError):
-            while (content := source.recv(65536)) and self.mode in ("forward", unless):
-                target.sendall(content)
-        for end in (source, target):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def leave(self) -> None:
-        self._listener.close()
 
 
 @pytest.fixture
@@ -80,18 +28,6 @@ def doorman(mlflow_server):
     doorman = Doorman(int(mlflow_server.rpartition(":")[2]))
     yield doorman
     doorman.leave()
-
-
-def tracker_for(uri: str | None, folder: Path, system_seconds: float = 60.0):
-    return open_tracker(uri, "tests", folder / "spool", is_rank_zero=True, system_seconds=system_seconds)
-
-
-def history(client, run_id: str, key: str) -> list[tuple[int, float]]:
-    return [(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)]
-
-
-def images(client, run_id: str) -> list[str]:
-    return [file.path.split("+timestamp")[0] for file in client.list_artifacts(run_id, "images")]
 
 
 def test_all_that_is_said_arrives_once_at_a_server(mlflow_server, tmp_path):
@@ -222,9 +158,8 @@ for step in range(1, 100_000):
 
 def killed_run(uri: str, folder: Path, until_reached: bool) -> str:
     """Start a training that logs, kill it in the midst, and return its run's name."""
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, uri, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", WRITER, uri, str(folder)]
+    writer = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     run = writer.stdout.readline().strip()
     while (line := writer.stdout.readline().strip()) == "None" and until_reached:
         pass
@@ -233,11 +168,6 @@ def killed_run(uri: str, folder: Path, until_reached: bool) -> str:
     writer.send_signal(signal.SIGKILL)
     writer.communicate()
     return run
-
-
-def steps_in(path: Path) -> list[int]:
-    records = [record for batch, _ in Spool(path).batches() for record in batch]
-    return [record["step"] for record in records if "loss" in record.get("values", ())]
 
 
 @pytest.mark.parametrize("reached", ["database", "server", "nothing"])
@@ -286,100 +216,6 @@ def test_a_killed_job_that_nobody_resumes_is_closed_as_killed_by_sync(mlflow_db,
     assert "system/cpu_utilization_percentage" in found.data.metrics
 
 
-def test_a_spool_sent_twice_counts_once(mlflow_db, client, tmp_path):
-    tracker = tracker_for(None, tmp_path)
-    run = tracker.start("stage1", {"a": 1}, {"b": "2"})
-    for step in range(50):
-        tracker.log(step, loss=1.0)
-    tracker.image(3, "grid", Image.new("RGB", (8, 8)))
-    tracker.finish("FAILED")
-    [spool] = journals(tmp_path / "spool")
-    journal, picture = spool.read_bytes(), (spool.with_suffix(".files") / "000001.png").read_bytes()
-
-    for _ in range(2):
-        spool.write_bytes(journal)
-        spool.with_suffix(".files").mkdir(exist_ok=True)
-        (spool.with_suffix(".files") / "000001.png").write_bytes(picture)
-        assert sync_spools(tmp_path / "spool", mlflow_db).reason is None
-
-    found = find_run(client, run)
-    assert found.info.status == "FAILED"
-    assert len(history(client, found.info.run_id, "loss")) == 50
-    assert len(images(client, found.info.run_id)) == 2
-
-
-def test_what_mlflow_refuses_is_kept_apart_and_the_rest_goes_on(mlflow_db, client, tmp_path, caplog):
-    tracker = tracker_for(mlflow_db, tmp_path)
-    run = tracker.start("stage1", {}, {})
-    tracker.log(1, loss=1.0)
-    tracker.log(2, **{"not a *valid* name": 1.0})
-    tracker.log(3, loss=3.0)
-    tracker.finish(timeout_seconds=30)
-
-    assert history(client, find_run(client, run).info.run_id, "loss") == [(1, 1.0), (3, 3.0)]
-    [refused] = (tmp_path / "spool").iterdir()
-    assert refused.name.endswith(".refused.jsonl") and json.loads(refused.read_text())["step"] == 2
-    assert str(refused) in caplog.text
-
-
-def test_the_spool_of_a_live_run_is_left_alone(mlflow_db, tmp_path):
-    tracker = tracker_for(None, tmp_path)
-    tracker.start("stage1", {}, {})
-    [spool] = journals(tmp_path / "spool")
-
-    report = sync_spools(tmp_path / "spool", mlflow_db)
-
-    assert report.in_use == (str(spool),) and report.sent == () and spool.exists()
-    tracker.finish()
-    assert sync_spools(tmp_path / "spool", mlflow_db).sent == (str(spool),)
-
-
-def test_sync_says_what_it_could_not_send(tmp_path):
-    tracker = tracker_for(None, tmp_path)
-    tracker.start("stage1", {}, {})
-    tracker.finish()
-
-    report = sync_spools(tmp_path / "spool", "http://127.0.0.1:9")
-
-    assert len(report.unsent) == 1 and "Failed to establish" in report.reason
-    assert len(journals(tmp_path / "spool")) == 1
-
-
-def test_torn_lines_cost_themselves_only(tmp_path):
-    journal = Journal(tmp_path / "a.jsonl")
-    for step in range(3):
-        journal.append({"kind": "metrics", "step": step, "values": {"loss": 1.0}})
-    lines = (tmp_path / "a.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "a.jsonl").write_bytes(lines[0] + lines[1][:9] + b"\n" + lines[2] + lines[1][:9])
-
-    [(records, end)] = Spool(tmp_path / "a.jsonl").batches()
-
-    assert [record["step"] for record in records] == [0, 2]
-    assert end == (tmp_path / "a.jsonl").stat().st_size - 9
-
-
-def test_a_full_disk_costs_records_but_not_the_training(tmp_path, caplog):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk]).returncode:
-        pytest.skip("a small file system can only be mounted as root")
-    try:
-        tracker = tracker_for(None, disk)
-        tracker.start("stage1", {}, {})
-        for step in range(2000):
-            tracker.log(step, loss=1.0)
-        tracker.image(1, "grid", Image.effect_noise((256, 256), 90))
-        [spool] = journals(disk / "spool")
-        kept = steps_in(spool)
-        tracker.finish()
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-    assert kept == list(range(len(kept))) and 100 < len(kept) < 2000
-    assert caplog.text.count("could not be written") == 1
-    assert "No space left" in caplog.text
-
-
 def test_only_rank_zero_leaves_a_trace(tmp_path):
     tracker = open_tracker("http://127.0.0.1:9", "tests", tmp_path / "spool", is_rank_zero=False)
     assert tracker.start("stage1", {}, {}, run_id="abc") == "abc"
@@ -416,9 +252,8 @@ def test_wrong_words_are_refused_by_name(tmp_path):
 def test_nothing_of_mlflow_is_imported_until_the_thread_does_so():
     code = "import sys, training.tracking; print(sorted({'mlflow', 'sqlalchemy'} & sys.modules.keys()))"
 
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
 
     assert loaded.stdout.strip() == "[]"
 
@@ -443,9 +278,8 @@ tracker.finish(timeout_seconds=60)
 
 
 def creator(folder: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", CREATOR, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", CREATOR, str(folder)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
