@@ -2,8 +2,8 @@
 
 Source: classifier-free guidance, arXiv:2207.12598. Its weight multiplies the log ratio of both
 probabilities, so it drives every choice to what is most typical of a prompt. The posterior, ours, only takes
-away what the empty prompt makes likelier: with as many pictures right they are nearer to real ones
-(docs/tiny.md).
+away what the empty prompt makes likelier: a class-conditional decoder draws as many right nearer to real
+ones, a tiny VARGPT about as near (docs/tiny.md).
 """
 
 import torch
