@@ -1,7 +1,7 @@
 """Drawing: scale by scale through language model and visual decoder, many requests at once.
 
-Source: section 3 of arXiv:2404.02905 and spec section 4.1; the guidance by the empty prompt is ours, that
-by noise the released checkpoint's.
+Source: section 3 of arXiv:2404.02905 and spec section 4.1. Guidance by the empty prompt is that of
+arXiv:2207.12598, weaker at fine scales (after arXiv:2404.07724); that by noise is the released checkpoint's.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.guidance import push, weigh
 from model.sampling import GuidanceMode, SamplingParams, choose_together, gumbel_noise
 from model.scales import scale_offsets
 from model.stepping import LanguageSteps
@@ -58,11 +57,9 @@ class _Drawing:
     def __init__(self, model: Vargpt, steps: LanguageSteps, sketches: Sequence[Sketch]) -> None:
         self.model, self.steps, self.sketches = model, steps, sketches
         modes = [sketch.params.guidance_mode for sketch in sketches]
-        prompted = [g for g, sketch in enumerate(sketches) if sketch.params.reads_null_prompt]
+        prompted = [g for g, mode in enumerate(modes) if mode is GuidanceMode.PROMPT]
         self.noised = [g for g, mode in enumerate(modes) if mode is GuidanceMode.NOISE]
         self.guided = [*prompted, *self.noised]
-        by_posterior = [modes[g] is GuidanceMode.POSTERIOR for g in self.guided]
-        self.by_posterior_U11 = torch.tensor(by_posterior, device=model.device)[:, None, None]
         null_rows = [sketches[g].null_row for g in prompted]
         null_ids = model.config.null_prompt or []
         self.rows = [s.row for s in sketches] + null_rows
@@ -119,16 +116,15 @@ class _Drawing:
         return torch.randn(1, *like_AND.shape[1:], generator=sketch.generator).to(like_AND)
 
     def _guide(self, logits_RNV: Tensor, k: int) -> Tensor:
-        """Conditional logits, told apart from the unconditional ones, (G, N, V)."""
+        """Logits on the line from unconditional to conditional and beyond, (G, N, V)."""
         count = len(self.sketches)
         cond_GNV, uncond_UNV = logits_RNV[:count], logits_RNV[count:]
         if not self.guided:
             return cond_GNV
-        weights_U = torch.tensor([self._weight(g, k) for g in self.guided], device=logits_RNV.device)
+        weights_U = logits_RNV.new_tensor([self._weight(g, k) for g in self.guided])
         guided_U = torch.tensor(self.guided, device=logits_RNV.device)
-        pushed_UNV, weighed_UNV = (way(cond_GNV[guided_U], uncond_UNV, weights_U) for way in (push, weigh))
-        told_UNV = torch.where(self.by_posterior_U11, weighed_UNV, pushed_UNV)
-        return cond_GNV.index_copy(0, guided_U, told_UNV)
+        pushed_UNV = torch.lerp(uncond_UNV, cond_GNV[guided_U], weights_U[:, None, None])
+        return cond_GNV.index_copy(0, guided_U, pushed_UNV)
 
     def _weight(self, g: int, k: int) -> float:
         """How strongly: 0 is unconditional, 1 conditional."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.drawing import Sketch, draw
-from model.sampling import SamplingParams, choose_together
+from model.sampling import GuidanceMode, SamplingParams, choose_together
 from model.stepping import LanguageSteps
 from model.vargpt import Vargpt
 
@@ -139,7 +139,8 @@ class _Generation:
     def _make_room(self) -> None:
         """A row for each request and, where one is sure to be guided, a row for its empty prompt."""
         longest = max(len(run.request.input_ids) for run in self.runs)
-        is_guided = any(run.request.force_image and run.params.reads_null_prompt for run in self.runs)
+        prompted = [run for run in self.runs if run.params.guidance_mode is GuidanceMode.PROMPT]
+        is_guided = any(run.request.force_image for run in prompted)
         num_places = min(self.context, longest + 2 * self.model.config.num_image_tokens)
         self.steps.reserve((1 + is_guided) * len(self.runs), num_places)
 

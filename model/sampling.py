@@ -15,11 +15,8 @@ MAX_SEED = 2**63 - 1
 
 
 class GuidanceMode(StrEnum):
-    """What the guided branch is compared with: the empty prompt, by the posterior or by the ratio of both,
-    the released checkpoint's noise, or nothing.
-    """
+    """What a prompt is compared with: the empty one, the released checkpoint's noise, or nothing."""
 
-    POSTERIOR = "posterior"
     PROMPT = "prompt"
     NOISE = "noise"
     NONE = "none"
@@ -37,14 +34,13 @@ class Choice(NamedTuple):
 class SamplingParams:
     """One request's choices. Temperature 0 is greedy; top-k 0 and top-p 1 keep everything.
 
-    With mode `posterior`, log probabilities are cond + (guidance - 1) * log(c / (c + u)) for probabilities c
-    with the prompt and u with the empty one; with mode `prompt`, logits are uncond + guidance * (cond -
-    uncond); guidance 1 is none in both. With mode `noise`, the released formula (1 + t) * cond - t * uncond
-    with t = guidance * k / (K - 1). Cooling is the share of the image temperature, and of what the first two
-    modes add, that is gone at the finest scale: coarse scales choose what to draw, fine ones carry it out.
-    Smoothing mixes codebook vectors by Gumbel-softmax for a softer picture (VAR's `more_smooth`), the same
-    within rounding whatever is drawn beside it; without, the same to the bit. Raises ValueError naming the
-    field.
+    With mode `prompt`, logits are uncond + weight * (cond - uncond). The weight is `guidance` in the coarser
+    half of the scales, which chooses what to draw, and `fine_guidance` in the other: fine scales that are
+    pushed as hard draw every digit alike (docs/tiny.md). Weight 1 in both is mode `none`. With mode `noise`,
+    the released formula (1 + t) * cond - t * uncond with t = guidance * k / (K - 1). Cooling is the share of
+    the image temperature that is gone at the finest scale. Smoothing mixes codebook vectors by Gumbel-softmax
+    for a softer picture (VAR's `more_smooth`), the same within rounding whatever is drawn beside it; without,
+    the same to the bit. Raises ValueError naming the field.
     """
 
     text_temperature: float = 0.0
@@ -52,9 +48,10 @@ class SamplingParams:
     text_top_p: float = 1.0
     image_temperature: float = 1.0
     image_top_k: int = 0
-    image_top_p: float = 0.7
+    image_top_p: float = 0.8
     guidance: float = 6.0
-    guidance_mode: GuidanceMode = GuidanceMode.POSTERIOR
+    fine_guidance: float = 1.25
+    guidance_mode: GuidanceMode = GuidanceMode.PROMPT
     cooling: float = 0.8
     smoothing: bool = False
     max_new_tokens: int = 256
@@ -66,11 +63,11 @@ class SamplingParams:
             modes = [mode.value for mode in GuidanceMode]
             raise ValueError(f"guidance_mode must be one of {modes}, got {self.guidance_mode!r}")
         object.__setattr__(self, "guidance_mode", GuidanceMode(self.guidance_mode))
-        for name in ("text_temperature", "image_temperature", "guidance"):
+        for name in ("text_temperature", "image_temperature", "guidance", "fine_guidance"):
             _check(name, getattr(self, name), low=0, high=math.inf)
         for name in ("text_top_p", "image_top_p", "cooling"):
             _check(name, getattr(self, name), low=0, high=1)
-            if name != "cooling" and getattr(self, name) == 0:
+            if name.endswith("top_p") and getattr(self, name) == 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("text_top_k", "image_top_k", "max_images"):
             _check(name, getattr(self, name), low=0, high=math.inf)
@@ -83,19 +80,12 @@ class SamplingParams:
 
     def image_choice(self, progress: float) -> Choice:
         """How codes are chosen at a scale: `progress` runs from 0, the coarsest, to 1."""
-        return Choice(self.image_temperature * self._left(progress), self.image_top_k, self.image_top_p)
+        left = 1 - self.cooling * progress**2
+        return Choice(self.image_temperature * left, self.image_top_k, self.image_top_p)
 
     def prompt_guidance(self, progress: float) -> float:
-        """The weight of modes `posterior` and `prompt` at a scale."""
-        return 1 + (self.guidance - 1) * self._left(progress)
-
-    @property
-    def reads_null_prompt(self) -> bool:
-        """Whether drawing is compared with the empty prompt."""
-        return self.guidance_mode in (GuidanceMode.POSTERIOR, GuidanceMode.PROMPT)
-
-    def _left(self, progress: float) -> float:
-        return 1 - self.cooling * progress**2
+        """The weight of mode `prompt` at a scale."""
+        return self.guidance if progress < 0.5 else self.fine_guidance
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:

@@ -99,6 +99,7 @@ class ImageSampling(Strict):
     top_k: int | None = None
     top_p: float | None = None
     guidance: float | None = None
+    fine_guidance: float | None = None
     guidance_mode: str | None = None
     cooling: float | None = None
     smoothing: bool | None = None

@@ -8,7 +8,6 @@ import torch
 
 from model.config import preset
 from model.generation import Request, generate
-from model.guidance import push, weigh
 from model.modeling import VargptForConditionalGeneration
 from model.sampling import Choice, GuidanceMode, SamplingParams, choose, choose_together, keep_likely
 from model.scales import scale_offsets
@@ -79,7 +78,9 @@ def test_a_request_gets_the_same_reply_whatever_else_is_in_the_batch(model):
     params = SamplingParams(text_temperature=1.0, max_new_tokens=5, max_images=2)
     requests = [
         Request(
-            words(3 + 2 * n, n), params=replace(params, seed=n, guidance_mode=mode), force_image=n % 3 != 0
+            words(3 + 2 * n, n),
+            params=replace(params, seed=n, guidance_mode=mode, fine_guidance=n / 2),
+            force_image=n % 3 != 0,
         )
         for n, mode in enumerate([*GuidanceMode, *GuidanceMode])
     ]
@@ -108,17 +109,26 @@ def test_a_smoothed_picture_is_the_same_within_rounding_whatever_else_is_in_the_
         torch.testing.assert_close(reply.images[0], alone.images[0], atol=1e-4, rtol=0)
 
 
-def test_guidance_by_posterior_takes_away_and_never_rewards():
-    cond = torch.tensor([[[0.80, 0.10, 0.05, 0.05]]]).log()
-    uncond = torch.tensor([[[0.002, 0.0001, 0.4979, 0.5]]]).log()
-    weights = torch.tensor([4.0])
+@torch.no_grad()
+def test_guidance_pushes_the_coarse_half_of_the_scales_and_fine_guidance_the_other(model):
+    prompt = words(9)
+    params = SamplingParams(image_temperature=0, guidance=3.0, fine_guidance=1.5, max_new_tokens=1)
+    picture = generate(model, [Request(prompt, params=params, force_image=True)])[0].images[0]
+    nothing = torch.tensor(model.config.null_prompt or [], dtype=torch.long)
+    sequences = [drawing_sequence(model, ids) for ids in (prompt, nothing)]
+    codes = torch.zeros(1, model.config.num_image_tokens, dtype=torch.long)
+    is_coarse = torch.arange(model.config.num_image_tokens) < scale_offsets(model.config.scales)[2]
+    weight = torch.where(is_coarse, 3.0, 1.5)[:, None]
 
-    weighed, pushed = (way(cond, uncond, weights).softmax(-1)[0, 0] for way in (weigh, push))
+    for _ in model.config.scales:
+        cond, uncond = (
+            model.predict(ids, codes_GL=codes, dropped_G=torch.tensor([n == 1])).image_logits
+            for n, ids in enumerate(sequences)
+        )
+        codes = (uncond + weight * (cond - uncond)).argmax(-1)
 
-    assert weighed[0] / weighed[1] == pytest.approx(8, rel=0.02)  # as the prompt has it
-    assert pushed[1] > pushed[0]  # the ratio prefers what is rare
-    assert max(weighed[2:].sum(), pushed[2:].sum()) < 0.001
-    torch.testing.assert_close(weigh(cond, uncond, torch.tensor([1.0])), cond)
+    expected = model.image_tokenizer.decode(model.image_tokenizer.split(codes))[0]
+    torch.testing.assert_close(picture, (expected + 1) / 2)
 
 
 def test_another_seed_draws_another_picture(model):
@@ -182,6 +192,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(model):
         ("image_top_p", 0.0),
         ("text_top_p", 1.5),
         ("image_top_k", -1),
+        ("fine_guidance", -0.1),
         ("cooling", 1.2),
         ("max_new_tokens", 0),
         ("seed", -5),
@@ -202,15 +213,13 @@ def test_likely_choices_are_kept_and_the_best_always_stays():
 
 
 def test_cooling_leaves_the_coarsest_scale_and_takes_its_share_of_the_finest():
-    params = SamplingParams(image_temperature=2.0, guidance=3.0, cooling=0.75)
+    def temperatures(cooling):
+        params = SamplingParams(image_temperature=2.0, cooling=cooling)
+        return [params.image_choice(progress).temperature for progress in (0.0, 0.5, 1.0)]
 
-    scales = [(params.image_choice(p).temperature, params.prompt_guidance(p)) for p in (0.0, 0.5, 1.0)]
-
-    assert scales == [(2.0, 3.0), (1.625, 2.625), (0.5, 1.5)]
-    still = SamplingParams(image_temperature=2.0, guidance=3.0, cooling=0.0)
-    assert (still.image_choice(1.0).temperature, still.prompt_guidance(1.0)) == (2.0, 3.0)
-    frozen = SamplingParams(guidance=3.0, cooling=1.0)
-    assert (frozen.image_choice(1.0).temperature, frozen.prompt_guidance(1.0)) == (0.0, 1.0)
+    assert temperatures(0.75) == [2.0, 1.625, 0.5]
+    assert temperatures(0.0) == [2.0, 2.0, 2.0]
+    assert temperatures(1.0)[2] == 0.0
 
 
 def test_choices_follow_the_softmax():
