@@ -1,8 +1,11 @@
-"""The four parts in chains: the image tokenizer beside what reads (vision tower, then language model), and
-then the decoder of the tokenizer's codes alone.
+"""The four parts in two chains side by side: what draws (image tokenizer, then the decoder of its codes) and
+what reads (vision tower, then language model).
+
+As long as both run, each has one thread: two processes of one thread do more than two threads in one, as
+small matrices leave a second waiting. The decoder, which takes longest and is alone in the end, has all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +28,7 @@ from training.backbone_vision import train_vision
 from training.fit import Course
 from training.lineage import config_sha256
 from training.params import BackboneParams, plain
-from training.scene_pool import ScenePool, read_pool
+from training.scene_pool import read_pool
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -79,27 +82,20 @@ class Task:
         return PartKeeper(self.parts / part, self.fingerprint(part), self.checkpoint_every, should_stop)
 
 
-def tokenizer_chain(task: Task, link: Link) -> None:
-    """Learn the image tokenizer."""
-    _learn_tokenizer(task, link, read_pool(task.prepared / "scenes", "drawn"))
-
-
-def _learn_tokenizer(task: Task, link: Link, pool: ScenePool) -> ImageTokenizer:
-    config = preset(task.preset).image_tokenizer_config
-    return _learned(
+def drawing_chain(task: Task, link: Link) -> None:
+    """Learn the image tokenizer, then the decoder of its codes."""
+    config, params = preset(task.preset), task.params
+    pool = read_pool(task.prepared / "scenes", "drawn")
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    tokenizer = _learned(
         task,
         link,
         "tokenizer",
-        lambda: ImageTokenizer(config),
-        lambda part, course: train_tokenizer(part, pool, task.params.tokenizer, course),
+        lambda: ImageTokenizer(config.image_tokenizer_config),
+        lambda part, course: train_tokenizer(part, pool, params.tokenizer, course),
     )
-
-
-def decoder_chain(task: Task, link: Link) -> None:
-    """Learn the decoder of the codes of the image tokenizer, which is there already."""
-    config, params = preset(task.preset), task.params
-    pool = read_pool(task.prepared / "scenes", "drawn")
-    tokenizer = _learn_tokenizer(task, link, pool)
+    torch.set_num_threads(num_threads)
     _learned(
         task,
         link,
@@ -111,6 +107,7 @@ def decoder_chain(task: Task, link: Link) -> None:
 
 def reading_chain(task: Task, link: Link) -> None:
     """Learn the vision tower, then the language model."""
+    torch.set_num_threads(1)
     config, params = preset(task.preset), task.params
     layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
     pool = read_pool(task.prepared / "scenes", "train")
@@ -132,34 +129,20 @@ def reading_chain(task: Task, link: Link) -> None:
     )
 
 
-# What runs one after the other, and in each of these side by side; the parts that each chain makes.
-PHASES = (
-    {
-        "tokenizer chain": (tokenizer_chain, ("tokenizer",)),
-        "reading chain": (reading_chain, ("vision", "language")),
-    },
-    {"decoder chain": (decoder_chain, ("decoder",))},
-)
+# What runs side by side; the parts that each chain makes.
+CHAINS = {
+    "drawing chain": (drawing_chain, ("tokenizer", "decoder")),
+    "reading chain": (reading_chain, ("vision", "language")),
+}
 
 
-def unfinished_chains(task: Task) -> Iterator[dict[str, Chain]]:
-    """The chains of each phase that still have something to learn, by name.
-
-    The size of a phase, not of what is left of it, decides how many threads a chain has: sums depend on it.
-    """
-    for phase in PHASES:
-        yield {
-            name: partial(_with_threads, partial(chain, task), len(phase))
-            for name, (chain, parts) in phase.items()
-            if any(task.keeper(part).finished() is None for part in parts)
-        }
-
-
-def _with_threads(chain: Chain, num_beside: int, link: Link) -> None:
-    """One thread each in two processes does more than two in one: small matrices leave a second waiting."""
-    if num_beside > 1:
-        torch.set_num_threads(1)
-    chain(link)
+def unfinished_chains(task: Task) -> dict[str, Chain]:
+    """The chains that still have something to learn, by name."""
+    return {
+        name: partial(chain, task)
+        for name, (chain, parts) in CHAINS.items()
+        if any(task.keeper(part).finished() is None for part in parts)
+    }
 
 
 def _learned(

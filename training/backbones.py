@@ -64,8 +64,7 @@ def make_backbones(
         checkpoint_every=checkpoint_every,
     )
     try:
-        for chains in unfinished_chains(task):
-            run_chains(chains, report, should_stop)
+        run_chains(unfinished_chains(task), report, should_stop)
     except Interrupted as interrupted:
         raise Stopped(f"backbones {interrupted}") from None
     return assemble(task)
