@@ -12,6 +12,8 @@ from torch import Tensor
 # Shape legend: G = requests, R = rows, V = vocabulary or codebook size, K = candidates.
 
 MAX_SEED = 2**63 - 1
+# How far along the scales, from 0 to 1, coarse ones reach.
+COARSE_END = 0.5
 
 
 class GuidanceMode(StrEnum):
@@ -85,7 +87,7 @@ class SamplingParams:
 
     def prompt_guidance(self, progress: float) -> float:
         """The weight of mode `prompt` at a scale."""
-        return self.guidance if progress < 0.5 else self.fine_guidance
+        return self.guidance if progress < COARSE_END else self.fine_guidance
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
