@@ -12,8 +12,10 @@ from torch import Tensor
 # Shape legend: G = requests, R = rows, V = vocabulary or codebook size, K = candidates.
 
 MAX_SEED = 2**63 - 1
-# How far along the scales, from 0 to 1, coarse ones reach.
-COARSE_END = 0.5
+# How steeply guidance falls along the scales: at the second of four an eighth of the fall is left.
+GUIDANCE_FALL = 5
+# How far along the scales, from 0 to 1, fine ones begin.
+FINE_START = 0.5
 
 
 class GuidanceMode(StrEnum):
@@ -36,13 +38,14 @@ class Choice(NamedTuple):
 class SamplingParams:
     """One request's choices. Temperature 0 is greedy; top-k 0 and top-p 1 keep everything.
 
-    With mode `prompt`, logits are uncond + weight * (cond - uncond). The weight is `guidance` in the coarser
-    half of the scales, which chooses what to draw, and `fine_guidance` in the other: fine scales that are
-    pushed as hard draw every digit alike (docs/tiny.md). Weight 1 in both is mode `none`. With mode `noise`,
-    the released formula (1 + t) * cond - t * uncond with t = guidance * k / (K - 1). Cooling is the share of
-    the image temperature that is gone at the finest scale. Smoothing mixes codebook vectors by Gumbel-softmax
-    for a softer picture (VAR's `more_smooth`), the same within rounding whatever is drawn beside it; without,
-    the same to the bit. Raises ValueError naming the field.
+    With mode `prompt`, logits are uncond + weight * (cond - uncond). The weight is `guidance` at the coarsest
+    scale and falls steeply to `fine_guidance` at the finest: scales that choose shapes and are pushed as hard
+    draw every digit alike (docs/tiny.md). Weight 1 in both is mode `none`. With mode `noise`, the released
+    formula (1 + t) * cond - t * uncond with t = guidance * k / (K - 1). Cooling is the share of the image
+    temperature that is gone at the finest scale; in the finer half of the scales top-p is `fine_top_p`.
+    Smoothing mixes codebook vectors by Gumbel-softmax for a softer picture (VAR's `more_smooth`), the same
+    within rounding whatever is drawn beside it; without, the same to the bit. Raises ValueError naming the
+    field.
     """
 
     text_temperature: float = 0.0
@@ -50,9 +53,10 @@ class SamplingParams:
     text_top_p: float = 1.0
     image_temperature: float = 1.0
     image_top_k: int = 0
-    image_top_p: float = 0.8
+    image_top_p: float = 0.9
+    fine_top_p: float = 0.8
     guidance: float = 6.0
-    fine_guidance: float = 1.25
+    fine_guidance: float = 1.4
     guidance_mode: GuidanceMode = GuidanceMode.PROMPT
     cooling: float = 0.8
     smoothing: bool = False
@@ -67,7 +71,7 @@ class SamplingParams:
         object.__setattr__(self, "guidance_mode", GuidanceMode(self.guidance_mode))
         for name in ("text_temperature", "image_temperature", "guidance", "fine_guidance"):
             _check(name, getattr(self, name), low=0, high=math.inf)
-        for name in ("text_top_p", "image_top_p", "cooling"):
+        for name in ("text_top_p", "image_top_p", "fine_top_p", "cooling"):
             _check(name, getattr(self, name), low=0, high=1)
             if name.endswith("top_p") and getattr(self, name) == 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -82,12 +86,13 @@ class SamplingParams:
 
     def image_choice(self, progress: float) -> Choice:
         """How codes are chosen at a scale: `progress` runs from 0, the coarsest, to 1."""
-        left = 1 - self.cooling * progress**2
-        return Choice(self.image_temperature * left, self.image_top_k, self.image_top_p)
+        temperature = self.image_temperature * (1 - self.cooling * progress**2)
+        top_p = self.image_top_p if progress < FINE_START else self.fine_top_p
+        return Choice(temperature, self.image_top_k, top_p)
 
     def prompt_guidance(self, progress: float) -> float:
         """The weight of mode `prompt` at a scale."""
-        return self.guidance if progress < COARSE_END else self.fine_guidance
+        return self.fine_guidance + (self.guidance - self.fine_guidance) * (1 - progress) ** GUIDANCE_FALL
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:

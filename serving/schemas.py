@@ -98,6 +98,7 @@ class ImageSampling(Strict):
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    fine_top_p: float | None = None
     guidance: float | None = None
     fine_guidance: float | None = None
     guidance_mode: str | None = None

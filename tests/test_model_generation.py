@@ -10,7 +10,7 @@ from model.config import preset
 from model.generation import Request, generate
 from model.modeling import VargptForConditionalGeneration
 from model.sampling import Choice, GuidanceMode, SamplingParams, choose, choose_together, keep_likely
-from model.scales import scale_offsets
+from model.scales import scale_of_token, scale_offsets
 from model.visual_decoder import DecoderCache
 
 FIRST_WORD = 7  # after the special tokens
@@ -110,16 +110,18 @@ def test_a_smoothed_picture_is_the_same_within_rounding_whatever_else_is_in_the_
 
 
 @torch.no_grad()
-def test_guidance_pushes_the_coarse_half_of_the_scales_and_fine_guidance_the_other(model):
+def test_guidance_pushes_the_coarsest_scale_and_falls_to_fine_guidance_at_the_finest(model):
     prompt = words(9)
     params = SamplingParams(image_temperature=0, guidance=3.0, fine_guidance=1.5, max_new_tokens=1)
     picture = generate(model, [Request(prompt, params=params, force_image=True)])[0].images[0]
     nothing = torch.tensor(model.config.null_prompt or [], dtype=torch.long)
     sequences = [drawing_sequence(model, ids) for ids in (prompt, nothing)]
     codes = torch.zeros(1, model.config.num_image_tokens, dtype=torch.long)
-    is_coarse = torch.arange(model.config.num_image_tokens) < scale_offsets(model.config.scales)[2]
-    weight = torch.where(is_coarse, 3.0, 1.5)[:, None]
+    weight_of_scale = torch.tensor([params.prompt_guidance(k / 3) for k in range(4)])
+    weight = weight_of_scale[scale_of_token(model.config.scales, codes.device)][:, None]
 
+    assert weight_of_scale[[0, 3]].tolist() == [3.0, 1.5]
+    assert weight_of_scale.tolist() == sorted(weight_of_scale.tolist(), reverse=True)
     for _ in model.config.scales:
         cond, uncond = (
             model.predict(ids, codes_GL=codes, dropped_G=torch.tensor([n == 1])).image_logits
@@ -191,6 +193,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(model):
         ("guidance", float("inf")),
         ("image_top_p", 0.0),
         ("text_top_p", 1.5),
+        ("fine_top_p", 0.0),
         ("image_top_k", -1),
         ("fine_guidance", -0.1),
         ("cooling", 1.2),
@@ -210,6 +213,12 @@ def test_likely_choices_are_kept_and_the_best_always_stays():
     assert keep_likely(logits, 2, 1.0).isfinite().tolist() == [[True, True, False, False]]
     assert keep_likely(logits, 0, 1e-6).isfinite().tolist() == [[True, False, False, False]]
     assert keep_likely(logits, 0, 1.0).isfinite().all()
+
+
+def test_fine_scales_have_a_top_p_of_their_own():
+    params = SamplingParams(image_top_p=0.7, fine_top_p=0.6)
+
+    assert [params.image_choice(k / 3).top_p for k in range(4)] == [0.7, 0.7, 0.6, 0.6]
 
 
 def test_cooling_leaves_the_coarsest_scale_and_takes_its_share_of_the_finest():
