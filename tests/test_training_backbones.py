@@ -63,9 +63,7 @@ def test_every_scene_comes_once_an_epoch_whatever_the_batch():
 def train(pool, steps, seed=0):
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(preset("tiny").image_tokenizer_config)
-    params = TokenizerParams(
-        steps=steps, batch=8, lr=2e-3, muon_lr=6e-3, warmup=2, ema=0.9, codebook_decay=0.9, revive_every=5
-    )
+    params = TokenizerParams(**schedule(steps=steps, codebook_decay=0.9, revive_every=5))
     losses = []
     course = Course(seed=seed, report=lambda step, parts: losses.append(sum(parts.values())))
     train_tokenizer(tokenizer, pool, params, course)
@@ -98,7 +96,7 @@ def test_entries_that_nobody_chooses_are_put_where_vectors_are():
 
 
 def schedule(**more):
-    return {"steps": 12, "batch": 8, "lr": 2e-3, "muon_lr": 6e-3, "warmup": 2, "ema": 0.9} | more
+    return {"steps": 12, "batch": 8, "lr": 2e-3, "muon_lr": 6e-3, "warmup": 2, "end": 0.0, "ema": 0.9} | more
 
 
 def test_the_vision_tower_learns_what_a_scene_shows(pool):

@@ -11,7 +11,7 @@ from training.params import ScheduleParams
 
 
 def schedule(muon_lr):
-    return ScheduleParams(steps=10, batch=4, lr=1e-2, muon_lr=muon_lr, warmup=2, ema=0.9)
+    return ScheduleParams(steps=10, batch=4, lr=1e-2, muon_lr=muon_lr, warmup=2, end=0.0, ema=0.9)
 
 
 @pytest.fixture(params=[torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])

@@ -51,6 +51,13 @@ def test_the_rate_warms_up_then_falls_to_nothing():
     assert 0 < rates[-1] < 0.001
 
 
+def test_a_part_that_learns_on_later_keeps_a_share_of_its_rate():
+    rates = [learning_rate(step, 2.0, 10, 100, end=0.25) for step in range(100)]
+
+    assert max(rates) == rates[9] == pytest.approx(2.0)
+    assert rates[-1] == pytest.approx(0.5, rel=0.01)
+
+
 def test_the_average_stands_in_and_steps_back():
     weight = nn.Parameter(torch.zeros(1))
     average = WeightAverage([weight], decay=0.5)

@@ -47,8 +47,8 @@ def make_optimizer(
 def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, params: ScheduleParams) -> float:
     """The rates of step number `step`, every group by its own peak; that of `params.lr`."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, group["peak"], params.warmup, params.steps)
-    return learning_rate(step, params.lr, params.warmup, params.steps)
+        group["lr"] = learning_rate(step, group["peak"], params.warmup, params.steps, params.end)
+    return learning_rate(step, params.lr, params.warmup, params.steps, params.end)
 
 
 class _AdamW(torch.optim.AdamW):

@@ -35,7 +35,7 @@ class PrepareParams:
 @dataclass(frozen=True)
 class ScheduleParams:
     """Steps, samples of one step over all processes, peak learning rate, peak rate of matrices (under Muon;
-    0: AdamW for all), warm-up steps, decay of the average.
+    0: AdamW for all), warm-up steps, share of the peak that rates fall to, decay of the average.
     """
 
     steps: int
@@ -43,6 +43,7 @@ class ScheduleParams:
     lr: float
     muon_lr: float
     warmup: int
+    end: float
     ema: float
 
 

@@ -1,11 +1,11 @@
-"""The learning rate as a pure function of the step: linear warm-up, then cosine to nothing."""
+"""The learning rate as a pure function of the step: linear warm-up, then cosine to a share of the peak."""
 
 import math
 
 
-def learning_rate(step: int, peak: float, warmup: int, steps: int) -> float:
-    """Rate for step number `step`, counted from 0; the last step still learns a little."""
+def learning_rate(step: int, peak: float, warmup: int, steps: int, end: float = 0.0) -> float:
+    """Rate for step number `step`, counted from 0; it falls to `end` times the peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(steps - warmup, 1)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress)))
