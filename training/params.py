@@ -5,13 +5,15 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NewType, get_args, get_origin, get_type_hints
 
 import yaml
 
 from training.precision import resolved
 
 SIZES = ("tiny", "smoke")
+# From 0 to 1.
+Share = NewType("Share", float)
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class PrepareParams:
     text: int
     validation: int
     test: int
-    augment: float
-    augment_drawn: float
-    bad_record_share: float
+    augment: Share
+    augment_drawn: Share
+    bad_record_share: Share
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,15 @@ class ScheduleParams:
     lr: float
     muon_lr: float
     warmup: int
-    end: float
-    ema: float
+    end: Share
+    ema: Share
 
 
 @dataclass(frozen=True)
 class TokenizerParams(ScheduleParams):
     """The codebook follows its members; entries without members are put elsewhere every so many steps."""
 
-    codebook_decay: float
+    codebook_decay: Share
     revive_every: int
 
 
@@ -59,7 +61,7 @@ class TokenizerParams(ScheduleParams):
 class VisionParams(ScheduleParams):
     """`random_colors`: share of pictures in colours outside the palette, to learn shapes by."""
 
-    random_colors: float
+    random_colors: Share
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class DecoderParams(ScheduleParams):
     in what is predicted.
     """
 
-    drop: float
-    mistakes: float
+    drop: Share
+    mistakes: Share
     softness: float
 
 
@@ -96,8 +98,8 @@ class StageParams(ScheduleParams):
     checkpoint_every: int
     text_weight: float
     image_weight: float
-    drop_prompt: float
-    mistakes: float
+    drop_prompt: Share
+    mistakes: Share
     softness: float
     mixture: Mapping[str, float]
 
@@ -179,6 +181,11 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return types.MappingProxyType(
             {key: _value(inner, item, f"{path}.{key}") for key, item in value.items()}
         )
+    if hint is Share:
+        share = _value(float, value, path)
+        if share > 1:
+            raise ValueError(f"{path} must be from 0 to 1, got {value!r}")
+        return share
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or isinstance(value, bool) or (hint in (int, float) and not value >= 0):
