@@ -34,6 +34,10 @@ def test_the_repository_has_parameters_for_every_size():
         (lambda v: v["stage2"].update(end=1.5), "stage2.end must be from 0 to 1, got 1.5"),
         (lambda v: v["backbones"]["decoder"].update(drop=2), "backbones.decoder.drop must be from 0 to 1"),
         (lambda v: v["prepare"].update(augment=float("nan")), "prepare.augment must be float, not negative"),
+        (
+            lambda v: v["prepare"].update(bad_record_share=-0.1),
+            "bad_record_share must be float, not negative",
+        ),
         (lambda v: v["stage1"].pop("lr"), "parameter stage1.lr is missing"),
         (lambda v: v["stage2"].update(steps="many"), "stage2.steps must be int, not negative, got 'many'"),
         (lambda v: v["stage2"].update(steps=-1), "stage2.steps must be int, not negative, got -1"),
