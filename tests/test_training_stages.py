@@ -44,7 +44,7 @@ def test_the_stages_follow_the_figure_of_the_paper():
 
 
 def test_the_rate_warms_up_then_falls_to_nothing():
-    rates = [learning_rate(step, 1.0, 10, 100) for step in range(100)]
+    rates = [learning_rate(step, 1.0, 10, 100, end=0.0) for step in range(100)]
 
     assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert rates[9:] == sorted(rates[9:], reverse=True)

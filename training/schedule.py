@@ -3,7 +3,7 @@
 import math
 
 
-def learning_rate(step: int, peak: float, warmup: int, steps: int, end: float = 0.0) -> float:
+def learning_rate(step: int, peak: float, warmup: int, steps: int, end: float) -> float:
     """Rate for step number `step`, counted from 0; it falls to `end` times the peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
