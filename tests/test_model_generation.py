@@ -110,7 +110,7 @@ def test_a_smoothed_picture_is_the_same_within_rounding_whatever_else_is_in_the_
 
 
 @torch.no_grad()
-def test_guidance_pushes_the_coarsest_scale_and_falls_to_fine_guidance_at_the_finest(model):
+def test_guidance_pushes_the_coarsest_scale_and_falls_steeply_to_fine_guidance_at_the_finest(model):
     prompt = words(9)
     params = SamplingParams(image_temperature=0, guidance=3.0, fine_guidance=1.5, max_new_tokens=1)
     picture = generate(model, [Request(prompt, params=params, force_image=True)])[0].images[0]
@@ -121,7 +121,7 @@ def test_guidance_pushes_the_coarsest_scale_and_falls_to_fine_guidance_at_the_fi
     weight = weight_of_scale[scale_of_token(model.config.scales, codes.device)][:, None]
 
     assert weight_of_scale[[0, 3]].tolist() == [3.0, 1.5]
-    assert weight_of_scale.tolist() == sorted(weight_of_scale.tolist(), reverse=True)
+    assert 1.75 > weight_of_scale[1] > weight_of_scale[2] > 1.5
     for _ in model.config.scales:
         cond, uncond = (
             model.predict(ids, codes_GL=codes, dropped_G=torch.tensor([n == 1])).image_logits
