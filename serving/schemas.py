@@ -93,7 +93,10 @@ class StreamOptions(Strict):
 
 
 class ImageSampling(Strict):
-    """How pictures are sampled; what is absent keeps the default of `model.sampling.SamplingParams`."""
+    """How pictures are sampled; what is absent keeps the default of `model.sampling.SamplingParams`.
+
+    `fine_top_p` and `fine_guidance` are those of finer scales: whoever wants one value for all sets both.
+    """
 
     temperature: float | None = None
     top_k: int | None = None
