@@ -32,7 +32,10 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="where the JSON goes; default: after the table")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"there is no device {options.device!r} here; --device cpu measures the processor")
+    return options
 
 
 def generation_figures(

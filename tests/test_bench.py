@@ -56,11 +56,20 @@ def test_a_benchmark_writes_its_figures(bench, options, tmp_path, capsys):
     if bench is gpu:
         assert set(figures["bfloat16_error"]) >= {"vision_tower", "language_model", "visual_decoder"}
         assert all(0 < error < 0.2 for error in figures["bfloat16_error"].values())
-        assert figures["draw_ms_batch_16"]["median"] > figures["draw_ms_batch_1"]["median"]
+        assert all(figures[f"draw_ms_batch_{count}"]["median"] > 0 for count in (1, 16))
         assert figures["stage3_step_ms"]["median"] > 0
     else:
         assert figures["float32"]["words_per_second_batch_1"] > 0
         assert figures["bfloat16_over_float32"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_named(capsys):
+    with pytest.raises(SystemExit) as ended:
+        gpu.read_arguments([])
+
+    assert ended.value.code == 2
+    assert "there is no device 'cuda' here" in capsys.readouterr().err
 
 
 def test_the_benchmark_of_a_gpu_needs_nothing_but_the_model():
