@@ -1,6 +1,7 @@
 """Parity with the published VAR and VARGPT code on golden vectors: every output within 1e-4, indices exactly.
 
-`pytest -k golden --golden DIR` checks another folder of the same layout, with sizes from its meta.json.
+`pytest tests -k golden --golden DIR` checks another folder of the same layout, with sizes from its meta.json.
+Without `tests`, or an equals sign after `--golden`, pytest looks for its configuration beside DIR.
 """
 
 import json
