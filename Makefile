@@ -11,7 +11,7 @@ export BENTOML_DO_NOT_TRACK := True
 export BENTOML_HOME ?= $(CURDIR)/outputs/bentoml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo joint test smoke lint test-cluster
+.PHONY: help env demo joint test smoke schema lint test-cluster
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -29,7 +29,7 @@ demo: env  ## from raw data to an answered request; the second time only what ha
 	$(BIN)/vargpt demo
 
 joint: env  ## the optional recipe: decoder, projectors and language model together, with replay
-	$(BIN)/python -m training.launch joint
+	$(BIN)/python -m training.launching joint
 	$(BIN)/vargpt evaluate --model outputs/joint/model --metrics metrics/joint.json --plots plots/joint
 
 test: env  ## run the whole suite
@@ -37,6 +37,9 @@ test: env  ## run the whole suite
 
 smoke: env  ## the demo at the smallest size, twice, in a copy of the repository
 	$(BIN)/python -m pytest -m pipeline tests/test_pipeline_smoke.py
+
+schema: env  ## generate the JSON schema of params.yaml, for editors
+	$(BIN)/python -c 'from training.params import write_json_schema; write_json_schema()'
 
 lint: env  ## check style
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.requests import drawing_requests, never_stopping, random_model, speaking_requests
 from bench.timing import machine, milliseconds, show
-from model.generation import generate
+from model.generation.generate import generate
 from model.modeling import VargptForConditionalGeneration
 
 WORDS = 128

@@ -13,7 +13,7 @@ import torch
 from bench.requests import drawing_requests, never_stopping, random_model, speaking_requests
 from bench.timing import machine, milliseconds, show
 from model.checkpoint import load_model
-from model.generation import generate
+from model.generation.generate import generate
 from model.modeling import VargptForConditionalGeneration
 
 BATCHES = (1, 16)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 
 from model.config import preset
-from model.generation import Request
+from model.generation.generate import Request
+from model.generation.sampling import SamplingParams
 from model.modeling import VargptForConditionalGeneration
-from model.sampling import SamplingParams
 
 PROMPT_TOKENS = 16
 SPECIAL_TOKENS = 16

@@ -1,3 +1,5 @@
-"""VARGPT itself: the network, its processor, generation and checkpoints; needs torch and transformers,
-nothing else.
+"""VARGPT itself: network, processor, generation and checkpoints; torch and transformers are all it needs.
+
+One file for each box of the figure; `vargpt` joins them, `modeling` is what transformers knows, `generation/`
+replies.
 """

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from model import cpu_kernels
+
 try:
     from flash_attn import flash_attn_func
 except ImportError:
@@ -13,23 +15,19 @@ except ImportError:
 
 
 def attend(q_BQNH: Tensor, k_BKNH: Tensor, v_BKNH: Tensor, mask_QK: Tensor | None = None) -> Tensor:
-    """Attention with softmax scale 1, for queries and keys of unit length times a learned scale, (B, Q, N,
-    H).
+    """Attention with softmax scale 1, for unit queries and keys times a learned scale, (B, Q, N, H).
 
-    flash-attn takes half precision on a GPU without a mask: drawing, scale by scale. Training needs the
-    block mask
-    and takes PyTorch's kernel. On a CPU in half precision that kernel is 4 times slower than plain products
-    (measured in tiny-sized training), so those are written out.
+    flash-attn takes half precision on a GPU without a mask: drawing, scale by scale. Training needs the block
+    mask and takes PyTorch's kernel, or on a CPU in bfloat16 that of `cpu_kernels`.
     """
-    half = q_BQNH.element_size() == 2
-    if flash_attn_func is not None and mask_QK is None and q_BQNH.is_cuda and half:
+    if flash_attn_func is not None and mask_QK is None and q_BQNH.is_cuda and q_BQNH.element_size() == 2:
         return flash_attn_func(q_BQNH, k_BKNH, v_BKNH, softmax_scale=1.0)
     q_BNQH, k_BNKH, v_BNKH = (x.transpose(1, 2) for x in (q_BQNH, k_BKNH, v_BKNH))
-    if half and not q_BQNH.is_cuda:
-        return _plain(q_BNQH, k_BNKH, v_BNKH, mask_QK).transpose(1, 2)
-    return F.scaled_dot_product_attention(q_BNQH, k_BNKH, v_BNKH, attn_mask=mask_QK, scale=1.0).transpose(
-        1, 2
-    )
+    if cpu_kernels.are_for(q_BNQH):
+        attended_BNQH = cpu_kernels.plain_attention(q_BNQH, k_BNKH, v_BNKH, mask_QK)
+    else:
+        attended_BNQH = F.scaled_dot_product_attention(q_BNQH, k_BNKH, v_BNKH, attn_mask=mask_QK, scale=1.0)
+    return attended_BNQH.transpose(1, 2)
 
 
 def attend_step(
@@ -46,10 +44,3 @@ def attend_step(
         q_RNTH, k_RNKH, v_RNKH, attn_mask=mask_R1TK, is_causal=is_causal, enable_gqa=is_grouped
     )
     return attended_RNTH.transpose(1, 2)
-
-
-def _plain(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask_QK: Tensor | None) -> Tensor:
-    scores_BNQK = q_BNQH @ k_BNKH.mT
-    if mask_QK is not None:
-        scores_BNQK = scores_BNQK.masked_fill(~mask_QK, float("-inf"))
-    return scores_BNQK.softmax(dim=-1) @ v_BNKH

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ImageTokenizerConfig
+from model.errors import UserError
 
 # Shape legend: B = batch, C = channels, Z = latent channels, H W = height and width, P = H * W.
 
@@ -18,7 +19,7 @@ NORM_EPS = 1e-6
 def group_norm(groups: int, channels: int) -> nn.GroupNorm:
     """Normalisation over groups of channels; ValueError when they do not come out even."""
     if channels % groups:
-        raise ValueError(f"channels must be multiples of norm_groups {groups}, got {channels}")
+        raise UserError(f"channels must be multiples of norm_groups {groups}, got {channels}")
     return nn.GroupNorm(groups, channels, eps=NORM_EPS)
 
 
@@ -81,9 +82,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, with attention after each at the deepest, then a change of
-    side.
-    """
+    """Residual blocks of one resolution, at the deepest with attention after each, then a change of side."""
 
     def __init__(
         self, inputs: int, outputs: int, num_blocks: int, attends: bool, resize: nn.Module, groups: int

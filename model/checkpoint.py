@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from model.errors import UserError
 from model.manifest import manifest_sha256, verify, write_manifest
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
@@ -27,7 +28,7 @@ def load_model(
     """Load what `save_model` wrote, in evaluation mode. ValueError when the folder is no model."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a model: it has no config.json")
+        raise UserError(f"{folder} is not a model: it has no config.json")
     model = VargptForConditionalGeneration.from_pretrained(
         folder, dtype=dtype or "auto", local_files_only=True
     )

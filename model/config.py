@@ -5,14 +5,15 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
+from model.errors import UserError
 from model.scales import num_tokens
 
 
 @strict
 class ImageTokenizerConfig(PreTrainedConfig):
-    """Multi-scale VQ-VAE. `channels` per resolution level, finest first; each further level halves the
-    side. The finest level sees blocks of `pixel_block` x `pixel_block` pixels as one place: 1 in the
-    published tokenizer. Channels are normalised in `norm_groups` groups.
+    """Multi-scale VQ-VAE. `channels` per resolution level, finest first; each further level halves the side.
+    The finest level sees blocks of `pixel_block` x `pixel_block` pixels as one place: 1 in the published
+    tokenizer. Channels are normalised in `norm_groups` groups.
     """
 
     model_type = "vargpt_image_tokenizer"
@@ -30,7 +31,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.scales, self.channels = tuple(self.scales), tuple(self.channels)
         if not self.scales or list(self.scales) != sorted(set(self.scales)) or self.scales[0] < 1:
-            raise ValueError(f"scales must grow strictly from at least 1, got {self.scales}")
+            raise UserError(f"scales must grow strictly from at least 1, got {self.scales}")
         super().__post_init__(**kwargs)
 
     @property
@@ -60,7 +61,7 @@ class VisualDecoderConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} must be a multiple of num_heads {self.num_heads}")
+            raise UserError(f"width {self.width} must be a multiple of num_heads {self.num_heads}")
         super().__post_init__(**kwargs)
 
     @property
@@ -77,10 +78,9 @@ class VargptConfig(PreTrainedConfig):
     """One model that reads and draws: vision tower, language model, image tokenizer, visual decoder.
 
     `vision_feature_layer` is an index into the tower's hidden states; `vision_feature_select_strategy` is
-    `default`
-    (class token dropped) or `full`. `null_prompt` are
-    the tokens before an image that answers an empty instruction: what guidance compares with. Source:
-    vargpt_llava configuration of VARGPT v1, arXiv:2501.12327.
+    `default` (class token dropped) or `full`. `null_prompt` are the tokens before an image that answers an
+    empty instruction: what guidance compares with. Source: vargpt_llava configuration of VARGPT v1,
+    arXiv:2501.12327.
     """
 
     model_type = "vargpt"
@@ -217,5 +217,5 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset(name: str) -> VargptConfig:
     """The architecture called `tiny` (CPU, digits) or `7b` (9.28 B parameters, the published weights)."""
     if name not in PRESETS:
-        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
+        raise UserError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
     return VargptConfig(**PRESETS[name])

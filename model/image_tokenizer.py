@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.autoencoder import Decoder, Encoder, conv3
 from model.config import ImageTokenizerConfig
+from model.errors import UserError
 from model.quantizer import MultiScaleQuantizer, Quantized
 
 # Shape legend: B = batch, Z = latent channels, H W = finest grid, N = tokens of one scale, L = tokens of all
@@ -42,7 +43,7 @@ class ImageTokenizer(nn.Module):
         """Codes of every scale, coarse to fine, each (B, N). ValueError when the image has another size."""
         size = self.config.image_size
         if pixels_B3HW.shape[1:] != (3, size, size):
-            raise ValueError(f"images must be (3, {size}, {size}), got {tuple(pixels_B3HW.shape[1:])}")
+            raise UserError(f"images must be (3, {size}, {size}), got {tuple(pixels_B3HW.shape[1:])}")
         return self.quantizer.encode(self.latent(pixels_B3HW))
 
     def decode_canvas(self, canvas_BZHW: Tensor) -> Tensor:
@@ -64,34 +65,34 @@ class ImageTokenizer(nn.Module):
 
 
 class TeacherForcing(NamedTuple):
-    """Codes (B, L), the canvases that they are predicted from (B, M, Z), and shares of all codes in each, (B,
-    L, V), where targets are soft.
+    """Codes (B, L), the canvases that they are predicted from (B, M, Z), and soft_targets of all codes in
+    each, (B, L, V), where targets are soft.
     """
 
     codes: Tensor
     seen: Tensor
-    shares: Tensor | None = None
+    soft_targets: Tensor | None = None
 
 
 @torch.no_grad()
 def teacher_forcing(
-    tokenizer: ImageTokenizer, pixels_B3HW: Tensor, mistakes_BL: Tensor | None, softness: float = 0.0
+    tokenizer: ImageTokenizer, pixels_B3HW: Tensor, replacements_BL: Tensor | None, softness: float = 0.0
 ) -> TeacherForcing:
-    """What is asked of whoever predicts these pictures, in spite of mistakes; targets are soft only with
-    mistakes and where `softness`, as in `MultiScaleQuantizer.shares`, is above 0.
+    """What is asked of whoever predicts these pictures, in spite of replacements; targets are soft only with
+    replacements and where `softness`, as in `MultiScaleQuantizer.soft_targets`, is above 0.
     """
     quantizer = tokenizer.quantizer
-    if mistakes_BL is None:
+    if replacements_BL is None:
         codes = tokenizer.encode(pixels_B3HW)
         return TeacherForcing(torch.cat(codes, dim=1), quantizer.seen(codes))
-    return learning_from(tokenizer, tokenizer.latent(pixels_B3HW), mistakes_BL, softness)
+    return teacher_forcing_from_latent(tokenizer, tokenizer.latent(pixels_B3HW), replacements_BL, softness)
 
 
 @torch.no_grad()
-def learning_from(
-    tokenizer: ImageTokenizer, latent_BZHW: Tensor, mistakes_BL: Tensor, softness: float
+def teacher_forcing_from_latent(
+    tokenizer: ImageTokenizer, latent_BZHW: Tensor, replacements_BL: Tensor, softness: float
 ) -> TeacherForcing:
     """The same for what is quantized of the pictures."""
-    asked = tokenizer.quantizer.correct(latent_BZHW, tokenizer.split(mistakes_BL))
-    shares_BLV = tokenizer.quantizer.shares(asked.cells, softness) if softness else None
-    return TeacherForcing(torch.cat(asked.codes, dim=1), asked.seen, shares_BLV)
+    asked = tokenizer.quantizer.encode_with_replacements(latent_BZHW, tokenizer.split(replacements_BL))
+    soft_targets_BLV = tokenizer.quantizer.soft_targets(asked.cells, softness) if softness else None
+    return TeacherForcing(torch.cat(asked.codes, dim=1), asked.seen, soft_targets_BLV)

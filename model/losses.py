@@ -12,8 +12,8 @@ from torch import Tensor
 
 from model.scales import scale_of_token
 
-# Shape legend: B = batch, T = positions, G = drawn images, L = image tokens, V = vocabulary or codebook, K =
-# scales, P = supervised positions.
+# Shape legend: B = batch, T = positions, G = drawn images, L = image tokens, V = vocabulary or codebook,
+# K = scales, P = supervised positions.
 
 IGNORED = -100
 

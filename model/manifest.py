@@ -5,6 +5,8 @@ import json
 import os
 from pathlib import Path
 
+from model.errors import UserError
+
 MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
 LINEAGE = "lineage.json"
@@ -45,7 +47,7 @@ def manifest_sha256(folder: Path) -> str:
     """The one hash that names the content of the whole folder."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{path} is missing: the folder has no manifest")
+        raise UserError(f"{path} is missing: the folder has no manifest")
     return sha256_file(path)
 
 
@@ -56,9 +58,9 @@ def read_manifest(folder: Path) -> dict[str, dict[str, str | int]]:
         entries = json.loads(path.read_text(encoding="ascii"))
         return {name: {"sha256": entry["sha256"], "bytes": entry["bytes"]} for name, entry in entries.items()}
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: the folder has no manifest") from None
+        raise UserError(f"{path} is missing: the folder has no manifest") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a manifest: {error}") from None
+        raise UserError(f"{path} is not a manifest: {error}") from None
 
 
 def verify(folder: Path) -> None:
@@ -66,11 +68,11 @@ def verify(folder: Path) -> None:
     folder = Path(folder)
     wanted, found = read_manifest(folder), _listed_files(folder)
     if missing := sorted(wanted.keys() - found.keys()):
-        raise ValueError(f"{folder / missing[0]} is missing, though the manifest names it")
+        raise UserError(f"{folder / missing[0]} is missing, though the manifest names it")
     if extra := sorted(found.keys() - wanted.keys()):
-        raise ValueError(f"{folder / extra[0]} is not in the manifest")
+        raise UserError(f"{folder / extra[0]} is not in the manifest")
     for name, entry in wanted.items():
         if (size := found[name].stat().st_size) != entry["bytes"]:
-            raise ValueError(f"{found[name]} has {size} bytes, the manifest says {entry['bytes']}")
+            raise UserError(f"{found[name]} has {size} bytes, the manifest says {entry['bytes']}")
         if (digest := sha256_file(found[name])) != entry["sha256"]:
-            raise ValueError(f"{found[name]} has SHA-256 {digest}, the manifest says {entry['sha256']}")
+            raise UserError(f"{found[name]} has SHA-256 {digest}, the manifest says {entry['sha256']}")

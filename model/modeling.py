@@ -1,6 +1,4 @@
-"""The model as transformers knows it: teacher-forced losses and generation, registered with the Auto
-classes.
-"""
+"""The transformers model: teacher-forced losses and `generate`, registered with the Auto classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +8,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMu
 from transformers.utils import ModelOutput
 
 from model.config import VargptConfig
-from model.generation import Reply, Request, generate
+from model.generation.generate import Reply, Request, generate
 from model.losses import IGNORED, LossSums, image_loss, text_loss
 from model.vargpt import Prediction, Vargpt
 
@@ -76,11 +74,11 @@ class VargptForConditionalGeneration(Vargpt):
         generation_pixel_values: Tensor | None = None,
         codes: Tensor | None = None,
         dropped: Tensor | None = None,
-        mistakes: Tensor | None = None,
+        replacements: Tensor | None = None,
         softness: float = 0.0,
     ) -> LossSums:
-        """Sums and counts for training; words are scored only where labels ask, which saves most of the
-        head. `mistakes` and `softness` as `Vargpt.predict` takes them.
+        """Sums and counts for training; words are scored only where labels ask, which saves most of the head.
+        `replacements` and `softness` as `Vargpt.predict` takes them.
         """
         prediction = self.predict(
             input_ids,
@@ -89,7 +87,7 @@ class VargptForConditionalGeneration(Vargpt):
             generation_pixel_values,
             codes,
             dropped,
-            mistakes,
+            replacements,
             softness,
         )
         asked = labels[:, 1:] != IGNORED
@@ -102,8 +100,8 @@ class VargptForConditionalGeneration(Vargpt):
         if prediction.image_logits is None:
             zeros = text.new_zeros(len(scales))
             return LossSums(text, num_text.to(text.device), zeros, zeros)
-        shares = prediction.image_shares
-        targets = prediction.image_codes if shares is None else shares
+        soft_targets = prediction.image_soft_targets
+        targets = prediction.image_codes if soft_targets is None else soft_targets
         image, num_image = image_loss(prediction.image_logits, targets, scales)
         return LossSums(text, num_text.to(text.device), image, num_image)
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from model.config import VargptConfig
-from model.generation import Reply, Request
+from model.errors import UserError
+from model.generation.generate import Reply, Request
+from model.generation.sampling import SamplingParams
 from model.losses import IGNORED
-from model.sampling import SamplingParams
 from model.text_tokenizer import EOS, IMAGE, IMAGE_END, IMAGE_PAD, IMAGE_START, PAD
 from model.transforms import drawn_pixels, picture, vision_pixels
 
@@ -144,7 +145,7 @@ class VargptProcessor(ProcessorMixin):
         for index, message in enumerate(messages):
             where = f"messages[{index}]"
             if message.get("role") not in ROLES:
-                raise ValueError(f"{where}.role must be one of {list(ROLES)}, got {message.get('role')!r}")
+                raise UserError(f"{where}.role must be one of {list(ROLES)}, got {message.get('role')!r}")
             content = message.get("content")
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
             for part in parts:
@@ -157,15 +158,15 @@ class VargptProcessor(ProcessorMixin):
     def _check_part(part: dict[str, Any], where: str) -> None:
         kind = part.get("type")
         if kind not in ("text", "image", "image_gen"):
-            raise ValueError(f"{where}: unknown modality {kind!r}; known: text, image, image_gen")
+            raise UserError(f"{where}: unknown modality {kind!r}; known: text, image, image_gen")
         if kind != "text":
             image = part.get(kind, part.get("image"))
             if not isinstance(image, Image.Image):
-                raise ValueError(f"{where}: {kind} must be a picture, got {type(image).__name__}")
+                raise UserError(f"{where}: {kind} must be a picture, got {type(image).__name__}")
             return
         for word in (IMAGE, IMAGE_GEN, IMAGE_START, IMAGE_END, IMAGE_PAD, EOS, PAD):
             if word in part["text"]:
-                raise ValueError(f"{where}: text must not hold the reserved word {word!r}")
+                raise UserError(f"{where}: text must not hold the reserved word {word!r}")
 
     def encode(self, messages: Conversation, images: Sequence[Image.Image]) -> Encoded:
         """A whole conversation to learn from: labels ask for the assistant's words and image starts and ends.
@@ -227,7 +228,7 @@ class VargptProcessor(ProcessorMixin):
     @staticmethod
     def _check_count(name: str, given: int, placeholders: int) -> None:
         if given != placeholders:
-            raise ValueError(f"{name}: {given} given for {placeholders} placeholders")
+            raise UserError(f"{name}: {given} given for {placeholders} placeholders")
 
     def _padded(self, rows: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
         def pad(values: Sequence[Tensor], value: int) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from model.errors import UserError
+
 # Each rule rewrites one published name; {n} stands for a number. Longer paths come first.
 _TOKENIZER_RULES = (
     (r"(encoder|decoder)\.mid\.block_1\.", r"\1.middle.0."),
@@ -104,7 +106,7 @@ def _part_of(name: str) -> tuple[str, str]:
     for theirs, ours in _PARTS:
         if name.startswith(theirs):
             return ours, name.removeprefix(theirs)
-    raise ValueError(
+    raise UserError(
         f"{name} belongs to no part of VARGPT v1; known parts: {[theirs for theirs, _ in _PARTS]}"
     )
 
@@ -126,28 +128,26 @@ def load_published(module: nn.Module, weights: dict[str, Tensor], source: str) -
     """Copy converted weights into a module. ValueError names what is missing, unknown or of another shape."""
     own = module.state_dict()
     if unknown := sorted(weights.keys() - own.keys()):
-        raise ValueError(f"{source} has weights this architecture lacks: {unknown[:5]}")
+        raise UserError(f"{source} has weights this architecture lacks: {unknown[:5]}")
     if missing := sorted(own.keys() - weights.keys()):
-        raise ValueError(f"{source} lacks weights of this architecture: {missing[:5]}")
+        raise UserError(f"{source} lacks weights of this architecture: {missing[:5]}")
     for name, tensor in weights.items():
         if tensor.shape != own[name].shape:
-            raise ValueError(f"{source}: {name} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
+            raise UserError(f"{source}: {name} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
     module.load_state_dict(weights)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, a folder of them, or a published `.pth` (tensors only, no code is
-    run).
-    """
+    """Tensors of a safetensors file, of a folder of them, or of a published `.pth` (no code is run)."""
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if not files:
-            raise ValueError(f"{path} holds no .safetensors files")
+            raise UserError(f"{path} holds no .safetensors files")
         return {name: tensor for file in files for name, tensor in load_file(file).items()}
     if not path.is_file():
-        raise ValueError(f"no weights at {path}")
+        raise UserError(f"no weights at {path}")
     if path.suffix == ".safetensors":
         return load_file(path)
     if path.suffix == ".pth":
         return torch.load(path, map_location="cpu", weights_only=True)
-    raise ValueError(f"weights must be .safetensors or a published .pth, got {path.name}")
+    raise UserError(f"weights must be .safetensors or a published .pth, got {path.name}")

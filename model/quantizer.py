@@ -17,7 +17,7 @@ from model.config import ImageTokenizerConfig
 # of all scales but the first, L = M + 1, P = vectors, V = codebook size.
 
 COMMITMENT_WEIGHT = 0.25
-# What shares of codes fall with is at least this.
+# What soft_targets of codes fall with is at least this.
 MIN_DISTANCE = 1e-6
 REFINER_SHARE = 0.5
 
@@ -45,9 +45,9 @@ class Quantized(NamedTuple):
     vectors: list[Tensor]
 
 
-class Corrected(NamedTuple):
-    """What a pyramid with mistakes asks for: codes of every scale (B, N), what they stand for (B, N, Z), and
-    the teacher-forcing input, (B, M, Z).
+class SelfCorrected(NamedTuple):
+    """What a pyramid with replacements asks for: codes of every scale (B, N), what they stand for (B, N, Z),
+    and the teacher-forcing input, (B, M, Z).
     """
 
     codes: list[Tensor]
@@ -117,24 +117,24 @@ class MultiScaleQuantizer(nn.Module):
     def _code_of(self, cells_BNZ: Tensor) -> Tensor:
         return self.nearest(cells_BNZ.flatten(0, 1)).view(cells_BNZ.shape[:2])
 
-    def correct(self, latent_BZHW: Tensor, mistakes: list[Tensor]) -> Corrected:
-        """Codes of every scale and teacher-forcing input, as `encode` and `seen`, when mistakes are drawn on
-        the way: each scale then takes up what right and wrong codes before it have left over.
+    def encode_with_replacements(self, latent_BZHW: Tensor, replacements: list[Tensor]) -> SelfCorrected:
+        """Codes of every scale and teacher-forcing input, as `encode` and `seen`, when replacements are drawn
+        on the way: each scale then takes up what right and wrong codes before it have left over.
 
-        `mistakes` are, for each scale, the codes to draw instead of the right ones, -1 where none, (B, N).
-        Source: self-correction of arXiv:2412.04431, with whole codes instead of bits.
+        `replacements` are, for each scale, the codes to draw instead of the right ones, -1 where none,
+        (B, N). Source: self-correction of arXiv:2412.04431, with whole codes instead of bits.
         """
         canvas_BZHW, codes, cells, maps = torch.zeros_like(latent_BZHW), [], [], []
-        for k, mistakes_BN in enumerate(mistakes):
+        for k, replacements_BN in enumerate(replacements):
             if k > 0:
                 maps.append(self.downsample(canvas_BZHW, k).flatten(2).mT)
             cells.append(self._cells(latent_BZHW - canvas_BZHW, k))
             codes.append(self._code_of(cells[-1]))
-            drawn_BN = torch.where(mistakes_BN < 0, codes[-1], mistakes_BN)
+            drawn_BN = torch.where(replacements_BN < 0, codes[-1], replacements_BN)
             canvas_BZHW = canvas_BZHW + self.lookup(drawn_BN, k)
-        return Corrected(codes, cells, self._joined(maps, len(latent_BZHW)))
+        return SelfCorrected(codes, cells, self._joined(maps, len(latent_BZHW)))
 
-    def shares(self, cells: list[Tensor], softness: float) -> Tensor:
+    def soft_targets(self, cells: list[Tensor], softness: float) -> Tensor:
         """Shares of all codes in what the codes of each scale stand for, `cells` (B, N, Z): (B, L, V).
 
         Which of several near codes is the nearest is noise to whoever predicts it, and any of them draws the
@@ -152,9 +152,7 @@ class MultiScaleQuantizer(nn.Module):
         return sum(self.lookup(codes_BN, k) for k, codes_BN in enumerate(codes))
 
     def seen(self, codes: list[Tensor]) -> Tensor:
-        """Teacher-forcing input: for every scale but the first, the canvas before it, at its side, (B, M,
-        Z).
-        """
+        """Teacher-forcing input: the canvas before each scale but the first, at its side, (B, M, Z)."""
         canvas_BZHW, maps = 0, []
         for k, codes_BN in enumerate(codes[:-1]):
             canvas_BZHW = canvas_BZHW + self.lookup(codes_BN, k)

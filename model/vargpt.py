@@ -1,9 +1,8 @@
 """VARGPT: vision tower, language model and visual decoder joined by three projectors.
 
 Source: arXiv:2501.12327; data flow of spec section 1.4. Text is predicted token by token; an image takes the
-place of
-`num_image_tokens` positions, whose last hidden states the visual decoder turns into codes of the same
-positions.
+place of `num_image_tokens` positions, whose last hidden states the visual decoder turns into codes of the
+same positions.
 """
 
 from dataclasses import dataclass
@@ -15,24 +14,25 @@ from transformers import PreTrainedModel
 
 from model.backbones import LanguageModel, VisionTower
 from model.config import VargptConfig
+from model.errors import UserError
 from model.image_tokenizer import ImageTokenizer, teacher_forcing
 from model.projectors import GenerationInputProjector, GenerationOutputProjector, UnderstandingProjector
 from model.visual_decoder import DecoderCache, VisualDecoder
 
-# Shape legend: B = batch, T = positions of the sequence, D = language model width, I = input images, G =
-# drawn images, L = image tokens, M = L - 1, C = decoder width, Z = latent channels, V = codebook size.
+# Shape legend: B = batch, T = positions of the sequence, D = language model width, I = input images,
+# G = drawn images, L = image tokens, M = L - 1, C = decoder width, Z = latent channels, V = codebook size.
 
 
 @dataclass(frozen=True)
 class Prediction:
     """One teacher-forced pass: states (B, T, D), image logits (G, L, V) and the codes they should predict,
-    (G, L), with shares of all codes (G, L, V) where targets are soft.
+    (G, L), with soft_targets of all codes (G, L, V) where targets are soft.
     """
 
     hidden: Tensor
     image_logits: Tensor | None
     image_codes: Tensor | None
-    image_shares: Tensor | None = None
+    image_soft_targets: Tensor | None = None
 
 
 class Vargpt(PreTrainedModel):
@@ -109,7 +109,7 @@ class Vargpt(PreTrainedModel):
     @staticmethod
     def _place(embedded_BTD: Tensor, spots_BT: Tensor, rows: Tensor, name: str) -> Tensor:
         if int(spots_BT.sum()) != len(rows):
-            raise ValueError(
+            raise UserError(
                 f"{name} fill {len(rows)} positions, but input_ids have {int(spots_BT.sum())} for them"
             )
         return embedded_BTD.masked_scatter(spots_BT[..., None], rows.to(embedded_BTD.dtype))
@@ -118,7 +118,7 @@ class Vargpt(PreTrainedModel):
     def _refuse(input_ids: Tensor, token_id: int, name: str) -> None:
         count = int((input_ids == token_id).sum())
         if count:
-            raise ValueError(f"input_ids have {count} image positions, but {name} are missing")
+            raise UserError(f"input_ids have {count} image positions, but {name} are missing")
 
     def pyramid(
         self, codes_GL: Tensor, dropped_G: Tensor | None = None, seen_GMZ: Tensor | None = None
@@ -134,9 +134,7 @@ class Vargpt(PreTrainedModel):
         return self.visual_decoder.embed(cond_GC, seen_GMZ), cond_GC
 
     def image_logits(self, hidden_NLD: Tensor, cond_GC: Tensor, cache: DecoderCache | None = None) -> Tensor:
-        """Language model states at image positions -> logits of the codes of the same positions, (G, N,
-        V).
-        """
+        """Language model states at image positions -> logits of the codes there, (G, N, V)."""
         return self.visual_decoder.predict(self.generation_output_projector(hidden_NLD), cond_GC, cache)
 
     def text_logits(self, hidden: Tensor) -> Tensor:
@@ -151,22 +149,22 @@ class Vargpt(PreTrainedModel):
         generation_pixel_values: Tensor | None = None,
         codes_GL: Tensor | None = None,
         dropped_G: Tensor | None = None,
-        mistakes_GL: Tensor | None = None,
+        replacements_GL: Tensor | None = None,
         softness: float = 0.0,
     ) -> Prediction:
         """Teacher-forced pass over sequences with any number of input and drawn images each.
 
         Drawn images come as pixels in [-1, 1] or as codes; `dropped_G` opens those pyramids with the null
-        start. `mistakes_GL`, for pixels only, are codes drawn in place of the right ones, -1 where none: what
-        is predicted then makes up for them, with soft targets where `softness` is above 0. Raises ValueError
-        when they come with codes.
+        start. `replacements_GL`, for pixels only, are codes drawn in place of the right ones, -1 where none:
+        what is predicted then makes up for them, with soft targets where `softness` is above 0. Raises
+        ValueError when they come with codes.
         """
-        if codes_GL is not None and mistakes_GL is not None:
-            raise ValueError("mistakes go with generation_pixel_values, not with codes")
-        seen_GMZ = shares_GLV = None
+        if codes_GL is not None and replacements_GL is not None:
+            raise UserError("replacements go with generation_pixel_values, not with codes")
+        seen_GMZ = soft_targets_GLV = None
         if codes_GL is None and generation_pixel_values is not None and len(generation_pixel_values):
-            codes_GL, seen_GMZ, shares_GLV = teacher_forcing(
-                self.image_tokenizer, generation_pixel_values, mistakes_GL, softness
+            codes_GL, seen_GMZ, soft_targets_GLV = teacher_forcing(
+                self.image_tokenizer, generation_pixel_values, replacements_GL, softness
             )
         pyramid_GLC = cond_GC = None
         if codes_GL is not None and len(codes_GL):
@@ -176,4 +174,4 @@ class Vargpt(PreTrainedModel):
         if pyramid_GLC is None:
             return Prediction(hidden_BTD, None, None)
         drawn_GLD = hidden_BTD[input_ids == self.config.image_pad_token_id].unflatten(0, codes_GL.shape)
-        return Prediction(hidden_BTD, self.image_logits(drawn_GLD, cond_GC), codes_GL, shares_GLV)
+        return Prediction(hidden_BTD, self.image_logits(drawn_GLD, cond_GC), codes_GL, soft_targets_GLV)

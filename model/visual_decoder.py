@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ImageTokenizerConfig, VisualDecoderConfig
-from model.layers import AdaptiveBlock, Asked, KeysValues, modulate
+from model.layers import AdaptiveBlock, KeysValues, Modulation, modulate
 from model.scales import block_causal_mask, num_tokens, scale_of_token, scale_offsets
 
 # Shape legend: B = batch, L = tokens of the pyramid, M = L - 1, N = tokens fed now, C = width, Z = latent
@@ -27,7 +27,7 @@ class DecoderCache:
     """
 
     def __init__(self, depth: int) -> None:
-        self.asked: list[Asked | None] = [None] * depth
+        self.asked: list[Modulation | None] = [None] * depth
         self.seen: list[KeysValues | None] = [None] * depth
 
 
@@ -53,8 +53,8 @@ class VisualDecoder(nn.Module):
         return cond_BC[:, None] + self.start_position + self._place(0, 1).to(cond_BC.dtype)
 
     def embed_seen(self, seen_BNZ: Tensor, first: int) -> Tensor:
-        """What has been drawn so far, area-averaged to the sides of the next scales, with its place, (B, N,
-        C).
+        """What has been drawn so far, area-averaged to the sides of the next scales, with its place,
+        (B, N, C).
         """
         words_BNC = self.word_embedding(seen_BNZ.to(self.word_embedding.weight.dtype))
         return words_BNC + self._place(first, seen_BNZ.shape[1])

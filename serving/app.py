@@ -7,10 +7,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from serving.backend import Slot
 from serving.chat import answer_chat, answer_images
 from serving.config import Limits
 from serving.errors import ApiError, from_validation
+from serving.loaded_model import ModelSlot
 from serving.middleware import BodyMiddleware, IdentityMiddleware
 from serving.schemas import ChatRequest, ImagesRequest
 
@@ -18,7 +18,7 @@ ALL_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 DESCRIPTION = "Text and pictures in one conversation, in the shapes of OpenAI's API."
 
 
-def create_app(slot: Slot, limits: Limits) -> FastAPI:
+def create_app(slot: ModelSlot, limits: Limits) -> FastAPI:
     """The routes under /v1; every failure has the shape {"error": {message, type, param, code}}."""
     app = FastAPI(
         title="vargpt",
@@ -37,7 +37,7 @@ def create_app(slot: Slot, limits: Limits) -> FastAPI:
     return app
 
 
-def _add_routes(app: FastAPI, slot: Slot) -> None:
+def _add_routes(app: FastAPI, slot: ModelSlot) -> None:
     @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answers a conversation with text, pictures, or both."""

@@ -15,6 +15,8 @@ from typing import Any, Self
 
 import httpx
 
+from model.errors import UserError
+
 READY_SECONDS = 300.0
 STOP_SECONDS = 30.0
 LOG_CHARACTERS = 2000
@@ -53,9 +55,9 @@ def chat(
     try:
         response = httpx.post(f"{url.rstrip('/')}/v1/chat/completions", json=request, timeout=timeout)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ValueError(f"no answer from {url}: {error}") from None
+        raise UserError(f"no answer from {url}: {error}") from None
     if response.is_error:
-        raise ValueError(f"{url} answered {response.status_code}: {_reason(response)}")
+        raise UserError(f"{url} answered {response.status_code}: {_reason(response)}")
     body = response.json()
     message = body["choices"][0]["message"]
     return Answer(
@@ -71,9 +73,9 @@ def data_url(path: Path) -> str:
     """A picture file as a data URL."""
     media_type = MEDIA_TYPES.get(path.suffix.lower())
     if media_type is None:
-        raise ValueError(f"image must be one of {', '.join(MEDIA_TYPES)}, got {path}")
+        raise UserError(f"image must be one of {', '.join(MEDIA_TYPES)}, got {path}")
     if not path.is_file():
-        raise ValueError(f"image {path} does not exist")
+        raise UserError(f"image {path} does not exist")
     return f"data:image/{media_type};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
@@ -105,8 +107,9 @@ def serve_command(target: str | Path, host: str, port: int) -> list[str]:
 
 
 def newest_model(root: Path = Path(".")) -> Path | None:
-    """The published model that was written last."""
-    folders = [path.parent for path in root.glob("outputs/*/model/manifest.json")]
+    """The published model that was written last, trained here or pulled by DVC."""
+    patterns = ("outputs/*/model/manifest.json", "artifacts/model/manifest.json")
+    folders = [path.parent for pattern in patterns for path in root.glob(pattern)]
     return max(folders, key=lambda folder: (folder / "manifest.json").stat().st_mtime, default=None)
 
 
@@ -125,7 +128,9 @@ def find_target() -> str | Path:
     """What to serve when nothing is named: the newest bento, else the newest published model."""
     target = newest_bento() or newest_model()
     if target is None:
-        raise ValueError("nothing to serve: no bento named vargpt (vargpt package) and no outputs/*/model")
+        raise UserError(
+            "nothing to serve: no bento named vargpt (vargpt package), no outputs/*/model, no artifacts/model"
+        )
     return target
 
 
@@ -148,7 +153,7 @@ class Server:
         self._log.seek(0)
         log = self._log.read().decode(errors="replace")
         self.__exit__()
-        raise ValueError(f"the service of {self.target} {fault}\n{log[-LOG_CHARACTERS:]}")
+        raise UserError(f"the service of {self.target} {fault}\n{log[-LOG_CHARACTERS:]}")
 
     def __exit__(self, *error: object) -> None:
         if self.process.poll() is None:

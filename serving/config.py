@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Self
 
+from model.errors import UserError
+
 MEBIBYTE = 1024 * 1024
 ENVIRONMENT_PREFIX = "VARGPT_LIMIT_"
 
@@ -36,7 +38,7 @@ class Limits:
         for field in fields(self):
             value = getattr(self, field.name)
             if not 0 < value < float("inf"):
-                raise ValueError(f"{field.name} must be positive and finite, got {value}")
+                raise UserError(f"{field.name} must be positive and finite, got {value}")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
@@ -44,7 +46,7 @@ class Limits:
         known = {ENVIRONMENT_PREFIX + field.name.upper(): field for field in fields(cls)}
         asked = {name for name in environment if name.startswith(ENVIRONMENT_PREFIX)}
         if unknown := sorted(asked - known.keys()):
-            raise ValueError(f"{unknown[0]} is not a limit of the service; known: {', '.join(sorted(known))}")
+            raise UserError(f"{unknown[0]} is not a limit of the service; known: {', '.join(sorted(known))}")
         return cls(**{known[name].name: _number(name, environment[name], known[name].type) for name in asked})
 
 
@@ -52,4 +54,4 @@ def _number(name: str, text: str, kind: type) -> int | float:
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"{name} must be {kind.__name__}, got {text!r}") from None
+        raise UserError(f"{name} must be {kind.__name__}, got {text!r}") from None

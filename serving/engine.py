@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from serving.config import Limits
 from serving.jobs import Choice, Finished, Job, Listener
-from serving.meters import Meters
+from serving.metrics import Meters
 
 if TYPE_CHECKING:  # types alone: the HTTP face starts without waiting for torch
-    from model.generation import Event, Reply, Request
+    from model.generation.generate import Event, Reply, Request
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Engine:
         """Puts the choices of one HTTP request into the queue, all or none.
 
         Args:
-            listener: Called from the engine's thread with (index of the choice, news).
+            listener: Called from the engine's thread with (index of the choice, updates).
             draws_only: End a choice as soon as its pictures are complete.
 
         Raises:
@@ -184,7 +184,7 @@ class Engine:
     def _run(self, batch: list[Choice]) -> None:
         def on_event(event: Event) -> None:
             self._last_beat = self._clock()
-            batch[event.request].hear(event)
+            batch[event.request].on_event(event)
 
         def should_stop(index: int) -> bool:
             self._last_beat = self._clock()
@@ -210,7 +210,7 @@ class Engine:
             logger.error("generation failed", exc_info=error)
         for choice in batch:
             self.meters.count("choices", outcome="failed")
-            choice.tell(error)
+            choice.notify(error)
 
     def _finish(self, choice: Choice, reply: Reply) -> None:
         if reply.finish_reason == "cancelled":
@@ -221,11 +221,11 @@ class Engine:
         self.meters.count("choices", outcome="answered")
         self.meters.count("text_tokens", len(reply.token_ids))
         self.meters.count("images", len(reply.images))
-        choice.tell(Finished(reply))
+        choice.notify(Finished(reply))
 
     def _give_up(self, choice: Choice) -> None:
         self.meters.count("choices", outcome="cancelled" if choice.job.cancelled else "expired")
-        choice.tell(TimeoutError("the deadline has passed"))
+        choice.notify(TimeoutError("the deadline has passed"))
 
     def _note_duration(self, seconds: float, size: int) -> None:
         self.meters.observe("batch_seconds", seconds)

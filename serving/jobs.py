@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # types alone: the HTTP face starts without waiting for torch
-    from model.generation import Event, Reply, Request
+    from model.generation.generate import Event, Reply, Request
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The last news of a choice that went well."""
+    """The last updates of a choice that went well."""
 
     reply: Reply
 
@@ -65,13 +65,13 @@ class Choice:
         """Whether the engine should not take another step."""
         return self.is_complete or self.job.is_over(now)
 
-    def hear(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Notes and passes on what the model did."""
         self.has_spoken = True
         self._num_images += event.kind == "image"
-        self.tell(event)
+        self.notify(event)
 
-    def tell(self, news: Event | Finished | Exception) -> None:
-        """Passes news to whoever waits, unless nobody does; all but an event is the last."""
+    def notify(self, updates: Event | Finished | Exception) -> None:
+        """Passes updates to whoever waits, unless nobody does; all but an event is the last."""
         if not self.job.cancelled:
-            self.job.listener(self.index, news)
+            self.job.listener(self.index, updates)

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 
 from model.checkpoint import load_model
-from model.generation import Request, generate
+from model.errors import UserError
+from model.generation.generate import Request, generate
+from model.generation.sampling import SamplingParams
 from model.manifest import LINEAGE, MANIFEST, manifest_sha256, verify
-from model.sampling import SamplingParams
-from serving.backend import Backend, Card
 from serving.config import Limits
 from serving.engine import Engine
-from serving.guarded import GuardedProcessor
 from serving.jobs import Finished
+from serving.loaded_model import LoadedModel, ModelCard
 from serving.packaging import NAME
-from serving.prompts import PromptWriter
+from serving.request_builder import RequestBuilder
+from serving.thread_safe_processor import ThreadSafeProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +30,14 @@ UNREGISTERED = "unregistered"
 WARM_UP_SECONDS = 600.0
 
 
-def load_backend(
+def load_model_for_serving(
     folder: Path,
     limits: Limits,
     *,
     facts: dict[str, Any] | None = None,
     device: str | None = None,
     dtype: str | None = None,
-) -> Backend:
+) -> LoadedModel:
     """Loads a published model and answers a first request with it.
 
     Args:
@@ -54,14 +55,14 @@ def load_backend(
     engine = Engine(functools.partial(generate, model), limits)
     engine.start()
     context = model.config.text_config.max_position_embeddings
-    guarded = GuardedProcessor(processor)
-    prompts = PromptWriter(guarded, limits, image_size=model.config.image_size, context=context)
+    guarded = ThreadSafeProcessor(processor)
+    prompts = RequestBuilder(guarded, limits, image_size=model.config.image_size, context=context)
     warm_up(engine, prompts)
     logger.info("model %s ready on %s in %.1f s", card.version, device, time.monotonic() - started)
-    return Backend(card, engine, prompts, guarded, asyncio.Semaphore(limits.preparing_requests))
+    return LoadedModel(card, engine, prompts, guarded, asyncio.Semaphore(limits.preparing_requests))
 
 
-def warm_up(engine: Engine, prompts: PromptWriter) -> None:
+def warm_up(engine: Engine, prompts: RequestBuilder) -> None:
     """Writes some text and draws one picture, so that the first client does not wait for compilation."""
     params = SamplingParams(max_new_tokens=2, max_images=1)
     messages = [{"role": "user", "content": "Draw a picture."}]
@@ -75,26 +76,26 @@ def _run(requests: list[Request], engine: Engine) -> None:
     failures: list[Exception] = []
     remaining = set(range(len(requests)))
 
-    def listen(index: int, news: object) -> None:
-        if isinstance(news, Exception):
-            failures.append(news)
-        if isinstance(news, Exception | Finished):
+    def listen(index: int, updates: object) -> None:
+        if isinstance(updates, Exception):
+            failures.append(updates)
+        if isinstance(updates, Exception | Finished):
             remaining.discard(index)
         if not remaining:
             done.set()
 
     engine.submit(requests, listen)
     if not done.wait(WARM_UP_SECONDS):
-        raise ValueError(f"the model did not answer within {WARM_UP_SECONDS:g} seconds")
+        raise UserError(f"the model did not answer within {WARM_UP_SECONDS:g} seconds")
     if failures:
         raise failures[0]
 
 
-def _card(folder: Path, image_size: int, facts: dict[str, Any]) -> Card:
+def _card(folder: Path, image_size: int, facts: dict[str, Any]) -> ModelCard:
     path = folder / LINEAGE
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     lineage = {**record, **facts, "weights_sha256": manifest_sha256(folder)}
-    return Card(
+    return ModelCard(
         id=NAME,
         version=str(lineage.get("model_version") or UNREGISTERED),
         created=int((folder / MANIFEST).stat().st_mtime),
@@ -108,5 +109,5 @@ def _torch_dtype(name: str | None) -> torch.dtype | None:
         return None
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"VARGPT_DTYPE must name a torch dtype such as bfloat16, got {name!r}")
+        raise UserError(f"VARGPT_DTYPE must name a torch dtype such as bfloat16, got {name!r}")
     return dtype

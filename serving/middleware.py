@@ -80,7 +80,7 @@ class BodyMiddleware:
         async def replay() -> Message:
             nonlocal replayed
             if replayed:
-                return await receive()  # the next thing to hear is that the client has gone
+                return await receive()  # the next thing to on_event is that the client has gone
             replayed = True
             return {"type": "http.request", "body": body, "more_body": False}
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.errors import UserError
 from model.manifest import LINEAGE, MANIFEST, manifest_sha256, read_manifest, verify
 
 NAME = "vargpt"
@@ -67,7 +68,7 @@ def fetch(tracking_uri: str, model_uri: str, scratch: Path) -> Fetched:
 
     match = _MODEL_URI.fullmatch(model_uri)
     if match is None:
-        raise ValueError(f"model_uri must be models:/NAME@ALIAS or models:/NAME/VERSION, got {model_uri!r}")
+        raise UserError(f"model_uri must be models:/NAME@ALIAS or models:/NAME/VERSION, got {model_uri!r}")
     name, number = match["name"], match["version"]
     client = MlflowClient(tracking_uri=tracking_uri)
     try:
@@ -79,7 +80,7 @@ def fetch(tracking_uri: str, model_uri: str, scratch: Path) -> Fetched:
             download_artifacts(artifact_uri=source, dst_path=str(scratch), tracking_uri=tracking_uri)
         )
     except MlflowException as error:
-        raise ValueError(f"{model_uri} cannot be fetched from {tracking_uri}: {error.message}") from None
+        raise UserError(f"{model_uri} cannot be fetched from {tracking_uri}: {error.message}") from None
     folder = _published_folder(downloaded, model_uri)
     return Fetched(folder, {**read_lineage(folder), "model_version": str(number)}, name)
 
@@ -90,7 +91,7 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     digest = manifest_sha256(folder)
     if record.get("weights_sha256") not in (None, digest):
-        raise ValueError(f"{path} says weights_sha256 {record['weights_sha256']}, the manifest's is {digest}")
+        raise UserError(f"{path} says weights_sha256 {record['weights_sha256']}, the manifest's is {digest}")
     return {**record, "weights_sha256": digest}
 
 
@@ -136,7 +137,7 @@ def _published_folder(downloaded: Path, model_uri: str) -> Path:
     """The folder that holds the manifest; the registry may have wrapped it or put files beside it."""
     found = sorted({path.parent for path in downloaded.rglob(MANIFEST)})
     if len(found) != 1:
-        raise ValueError(f"{model_uri} must hold one folder with {MANIFEST}, found {len(found)}")
+        raise UserError(f"{model_uri} must hold one folder with {MANIFEST}, found {len(found)}")
     return found[0]
 
 

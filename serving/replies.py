@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from serving.backend import unix_now
 from serving.images import encode_data_url, encode_png
-from serving.transcript import TEXT_SEPARATOR
+from serving.loaded_model import unix_now
+from serving.stream_decoder import TEXT_SEPARATOR
 
 if TYPE_CHECKING:  # types alone: the HTTP face starts without waiting for torch
-    from model.generation import Reply
+    from model.generation.generate import Reply
 
 Piece = str | Image.Image  # what a reply consists of, in order
 

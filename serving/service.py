@@ -10,14 +10,14 @@ from typing import Any
 import bentoml
 
 from serving.app import create_app
-from serving.backend import Slot
 from serving.config import Limits
+from serving.loaded_model import ModelSlot
 from serving.packaging import NAME, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
 LIMITS = Limits.from_environment(os.environ)
-SLOT = Slot()
+SLOT = ModelSlot()
 TRAFFIC_MARGIN_SECONDS = 30.0  # our own deadline answers first, in our own shape
 
 
@@ -39,9 +39,9 @@ class VargptService:
         try:
             # Imported here, by the one process that runs the model: BentoML's supervisor imports this module
             # as well, just to read its settings, and would wait for torch.
-            load_backend = importlib.import_module("serving.loading").load_backend
+            load_model_for_serving = importlib.import_module("serving.loading").load_model_for_serving
             folder, facts = _find_model(os.environ.get("VARGPT_MODEL"))
-            SLOT.backend = load_backend(
+            SLOT.backend = load_model_for_serving(
                 folder,
                 LIMITS,
                 facts=facts,

@@ -84,7 +84,7 @@ def client(mlflow_db: str):
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Records are sent, and sent again, at once."""
-    from training import sender
+    from training.tracking import sender
 
     monkeypatch.setattr(sender, "SEND_EVERY_SECONDS", 0.1)
     monkeypatch.setattr(sender, "RETRY_SECONDS", (0.1, 0.2))
@@ -94,7 +94,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def wait_until() -> Callable[[Callable[[], object]], None]:
     """Waits until something is true, and fails when it does not become so."""
 
-    def wait(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    def wait(condition: Callable[[], object], seconds: float = 120.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "it did not happen in time"

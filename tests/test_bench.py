@@ -12,8 +12,8 @@ import torch
 from bench import gpu, latency
 from bench.requests import never_stopping, random_model, speaking_requests
 from bench.timing import milliseconds
-from model.generation import generate
-from training.stages import STAGES
+from model.generation.generate import generate
+from training.stages.stage_table import STAGES
 
 ROOT = Path(__file__).parents[1]
 

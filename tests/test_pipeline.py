@@ -11,64 +11,98 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.params import load_params, plain
+from training.params import load_params
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-LOOP = ("training/loop.py", "training/datasets.py", "training/stages.py")
+# Where the code of a stage begins that decides what it makes.
 DECIDES = {
-    "prepare": ("training/prepare.py",),
-    "backbones": ("training/backbones.py",),
-    "stage1": LOOP,
-    "stage2": LOOP,
-    "stage3": LOOP,
-    "evaluate": ("training/evaluate.py",),
+    "prepare": "training.digits.prepare",
+    "backbones": "training.backbones.build",
+    "stage1": "training.stages.run",
+    "stage2": "training.stages.run",
+    "stage3": "training.stages.run",
+    "evaluate": "training.evaluation.evaluate",
 }
-# They read parameters and compare hashes and scores; what they decide is named beside them.
-BOOKKEEPING = {"training/params.py", "training/lineage.py", "training/gates.py"}
+# They tell, keep and compare; what they decide (parameters, hashes) is followed beside them.
+BOOKKEEPING = {
+    "training.tracking",
+    "training.registry",
+    "training.checkpoints",
+    "training.params",
+    "training.errors",
+    "training.run_context",
+    # Drawing shows what a stage has learned; only evaluation measures by it.
+    "model.generation",
+}
+HASHED = "artifacts/code.json"
 
 
-def imported(path):
-    """Files of `training` that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("training."):
-            yield node.module.replace(".", "/") + ".py"
+def imported(module):
+    """Modules of ours that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("training", "model"):
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from [name for name in inner if is_module(name)] or [node.module]
 
 
-def reached(files):
-    """These files and all that they import, directly or not."""
-    seen, waiting = set(), list(files)
+def is_module(name):
+    return (ROOT / f"{name.replace('.', '/')}.py").is_file()
+
+
+def room_of(module):
+    package, room, *inner = module.split(".")
+    return f"{package}.{room}" if inner or package == "training" else f"{package}.network"
+
+
+def rooms_reached(module):
+    """Rooms of a module and of all that it imports, directly or not, bookkeeping left out."""
+    seen, waiting = set(), [module]
     while waiting:
-        path = waiting.pop()
-        if path not in seen:
-            seen.add(path)
-            waiting += imported(path)
-    return seen
+        module = waiting.pop()
+        if module not in seen and room_of(module) not in BOOKKEEPING:
+            seen.add(module)
+            waiting += imported(module)
+    return {room_of(module) for module in seen}
+
+
+def params_of(stage, file):
+    """Keys of a file that a stage follows."""
+    return {
+        key for entry in PIPELINE[stage]["params"] if isinstance(entry, dict) for key in entry.get(file, ())
+    }
 
 
 @pytest.mark.parametrize("stage", DECIDES)
-def test_a_stage_depends_on_the_code_that_decides_what_it_makes_and_on_no_other(stage):
-    named = {dep for dep in PIPELINE[stage]["deps"] if dep.startswith("training/")}
+def test_a_stage_follows_the_rooms_that_decide_what_it_makes_and_no_others(stage):
+    followed = params_of(stage, HASHED)
 
-    assert named == reached(DECIDES[stage]) - BOOKKEEPING
-    assert stage == "prepare" or "model" in PIPELINE[stage]["deps"]
+    if stage == "evaluate":
+        followed = followed - {"model"} | {"model.network", "model.generation"}
+        assert followed == rooms_reached(DECIDES[stage]) | {"model.generation"}
+    else:
+        assert followed == rooms_reached(DECIDES[stage])
 
 
 def test_every_parameter_is_followed_by_the_stage_that_reads_it():
-    sections = set(plain(load_params(ROOT / "params.yaml")))
-    followed = {name for stage in PIPELINE.values() for name in stage["params"]}
+    sections = set(load_params(ROOT / "params.yaml").model_dump())
+    followed = {
+        name for stage in PIPELINE.values() for name in stage.get("params", ()) if isinstance(name, str)
+    }
 
     assert sections - followed == {"joint", "promote"}  # neither is a stage of the pipeline
     for stage, facts in PIPELINE.items():
-        assert "size" in facts["params"], stage
+        assert stage in ("code", "share") or "size" in facts["params"], stage
         if stage in sections:
-            assert {stage, f"smoke.{stage}"} <= set(facts["params"])
+            assert {stage, f"smoke.{stage}"} <= set(
+                filter(lambda name: isinstance(name, str), facts["params"])
+            )
 
 
-def test_each_stage_starts_from_the_one_before():
+def test_each_stage_starts_from_the_weights_of_the_one_before():
     chain = ["backbones", "stage1", "stage2", "stage3"]
     for before, after in zip(chain, [*chain[1:], "evaluate"], strict=True):
-        assert f"artifacts/{before}.json" in PIPELINE[after]["deps"]
+        assert params_of(after, f"artifacts/{before}.json") == {"weights_sha256"}
         assert f"artifacts/{before}.json" in [next(iter(out)) for out in PIPELINE[before]["outs"]]
 
 
@@ -86,7 +120,7 @@ def workspace(tmp_path_factory):
     (folder / "params.yaml").write_text(params.replace("size: tiny", "size: smoke", 1))
     for command in (["init", "-q"], ["add", "-A"]):
         subprocess.run(["git", *command], cwd=folder, check=True)
-    vargpt(folder, "data", "restore")
+    run(folder, "dvc", "pull", "-q")
     assert "Running stage 'prepare'" in repro(folder)
     return folder
 
@@ -99,10 +133,6 @@ def run(folder, *command):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def vargpt(folder, *arguments):
-    return run(folder, "training.cli", *arguments)
 
 
 def repro(folder):

@@ -53,7 +53,7 @@ class Copy:
 
     def vargpt(self, *arguments: str, codes: tuple[int, ...] = (0,)) -> str:
         """What a command of ours says."""
-        return self.run(sys.executable, "-m", "training.cli", *arguments, codes=codes)
+        return self.run(sys.executable, "-m", "training.commands", *arguments, codes=codes)
 
     def read(self, path: str) -> dict:
         """A JSON file."""

@@ -1,1 +1,5 @@
-"""Everything that learns, measures and decides: data, stages, loop, tracking, evaluation, registry."""
+"""Everything that learns, measures and decides, in rooms that each name what others may use.
+
+Arrows go down only: commands; launching; stages, backbones, evaluation; registry, tiny; optimization, digits;
+data; tracking, checkpoints. `params`, `precision`, `errors` and `run_context` are for all.
+"""

@@ -1,83 +1,95 @@
-"""Hyper-parameters: params.yaml as frozen records; an unknown or missing key is refused by its path."""
+"""Hyper-parameters: params.yaml as frozen pydantic models; a wrong key or value is refused by its path.
 
-import dataclasses
-import types
-from collections.abc import Mapping
-from dataclasses import dataclass
+`params.schema.json` beside this file is generated from these models, for editors to complete and check by.
+"""
+
+import copy
+import json
 from pathlib import Path
-from typing import Any, NewType, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from model.errors import UserError
 from training.precision import resolved
 
 SIZES = ("tiny", "smoke")
-# From 0 to 1.
-Share = NewType("Share", float)
+# Sections of the file that hold other values for a size, merged over the rest.
+OVERRIDES = ("smoke",)
+SCHEMA = Path(__file__).with_name("params.schema.json")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 
-@dataclass(frozen=True)
-class PrepareParams:
-    """How much of each kind of data is made; how far training digits are turned, sheared and stretched, from
-    0 to 1, where they are read and where they are drawn.
-    """
+class Section(BaseModel):
+    """Frozen; unknown keys, missing keys and values of another type are refused."""
 
-    scenes: int
-    scenes_drawn: int
-    understanding: int
-    drawing: int
-    text: int
-    validation: int
-    test: int
-    augment: Share
-    augment_drawn: Share
-    bad_record_share: Share
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-@dataclass(frozen=True)
-class ScheduleParams:
-    """Steps, samples of one step over all processes, peak learning rate, peak rate of matrices (under Muon;
-    0: AdamW for all), warm-up steps, share of the peak that rates fall to, decay of the average.
-    """
+class PrepareParams(Section):
+    """How much of each kind of data is made from the scans."""
 
-    steps: int
-    batch: int
-    lr: float
-    muon_lr: float
-    warmup: int
-    end: Share
-    ema: Share
+    scenes: Count = Field(description="scenes that the vision tower learns from")
+    scenes_drawn: Count = Field(description="scenes that the image tokenizer and the decoder learn from")
+    understanding: Count = Field(description="pictures with a conversation each")
+    drawing: Count = Field(description="drawing requests with their pictures")
+    text: Count = Field(description="conversations without pictures")
+    validation: Count = Field(description="drawing prompts of the tuning split")
+    test: Count = Field(description="drawing prompts of the test split")
+    augment: Fraction = Field(description="how far digits are turned, sheared and stretched where read")
+    augment_drawn: Fraction = Field(description="the same where they are drawn")
+    bad_record_share: Fraction = Field(description="share of bad records above which a dataset is refused")
 
 
-@dataclass(frozen=True)
+class OptimizerParams(Section):
+    """AdamW, the same for everything that is trained."""
+
+    weight_decay: NonNegative = Field(description="of matrices; biases, norms and positions never decay")
+    beta1: Fraction
+    beta2: Fraction
+    clip_norm: PositiveFloat = Field(description="gradients are scaled down to this norm")
+
+
+class ScheduleParams(Section):
+    """How long and how fast something is trained."""
+
+    steps: Count
+    batch: Positive = Field(description="samples of one step over all processes")
+    lr: NonNegative = Field(description="peak learning rate")
+    muon_lr: NonNegative = Field(description="peak learning rate of matrices under Muon; 0: AdamW for all")
+    warmup: Count = Field(description="steps of linear warm-up")
+    end: Fraction = Field(description="share of the peak that the learning rate falls to")
+    ema: Fraction = Field(description="decay of the average of weights")
+
+
 class TokenizerParams(ScheduleParams):
-    """The codebook follows its members; entries without members are put elsewhere every so many steps."""
+    """The image tokenizer; its codebook is a moving average of the vectors that chose each entry."""
 
-    codebook_decay: Share
-    revive_every: int
+    codebook_decay: Fraction = Field(description="decay of that average")
+    revive_every: Positive = Field(description="steps between two moves of entries that nobody chooses")
 
 
-@dataclass(frozen=True)
 class VisionParams(ScheduleParams):
-    """`random_colors`: share of pictures in colours outside the palette, to learn shapes by."""
+    """The vision tower."""
 
-    random_colors: Share
+    random_colors: Fraction = Field(description="share of pictures in colours outside the palette")
 
 
-@dataclass(frozen=True)
 class DecoderParams(ScheduleParams):
-    """`drop`: share of pictures drawn from the null condition; `mistakes`: up to which share of the codes
-    that a picture begins with are wrong; `softness`: how far beyond the nearest code others have a share
-    in what is predicted.
-    """
+    """The class-conditional visual decoder."""
 
-    drop: Share
-    mistakes: Share
-    softness: float
+    drop: Fraction = Field(description="share of pictures drawn from the null condition, for guidance")
+    code_corruption: Fraction = Field(description="up to this share of the codes seen is replaced")
+    softness: NonNegative = Field(description="spread of soft targets over near codes; 0: the nearest alone")
 
 
-@dataclass(frozen=True)
-class BackboneParams:
+class BackboneParams(Section):
     """What is trained before stage 1, where a real run imports published weights."""
 
     tokenizer: TokenizerParams
@@ -86,42 +98,39 @@ class BackboneParams:
     decoder: DecoderParams
 
 
-@dataclass(frozen=True)
 class StageParams(ScheduleParams):
-    """One stage: schedule, weights of the two losses, share of dropped prompts, `mistakes` and `softness` of
-    drawings as for the decoder, and the mixture of data.
+    """One stage."""
 
-    `micro_batch` samples of similar length go through the model together; gradients of a step add up.
-    """
-
-    micro_batch: int
-    checkpoint_every: int
-    text_weight: float
-    image_weight: float
-    drop_prompt: Share
-    mistakes: Share
-    softness: float
-    mixture: Mapping[str, float]
+    micro_batch: Positive = Field(description="samples that go through the model together")
+    checkpoint_every: Positive = Field(description="steps between two checkpoints")
+    max_tokens: Positive = Field(description="positions of the longest sample; longer ones are bad records")
+    max_skipped: Count = Field(description="steps with a non-finite gradient, skipped before the run stops")
+    text_weight: NonNegative = Field(description="weight of the loss of words")
+    image_weight: NonNegative = Field(description="weight of the loss of image codes")
+    drop_prompt: Fraction = Field(description="share of drawings whose prompt is emptied, for guidance")
+    code_corruption: Fraction = Field(description="up to this share of the codes seen is replaced")
+    softness: NonNegative = Field(description="spread of soft targets over near codes; 0: the nearest alone")
+    mixture: dict[str, NonNegative] = Field(description="weight of each prepared dataset")
 
 
-@dataclass(frozen=True)
-class PromoteParams:
-    """How much worse than the champion each metric may be, nested as in the metrics."""
+class PromoteParams(Section):
+    """What a candidate for champion must reach, nested as in metrics/evaluate.json."""
 
-    margins: Mapping[str, Mapping[str, float]]
+    margins: dict[str, dict[str, float] | float] = Field(
+        description="how much worse than the champion it may be"
+    )
+    floors: dict[str, dict[str, float] | float] = Field(description="the least it must reach in any case")
 
 
-@dataclass(frozen=True)
-class Params:
-    """Everything that a run needs to know; `precision` is `bf16` (matrix products in bfloat16) or `no`: what
-    `auto` means on this machine is decided where parameters are read.
-    """
+class Params(Section):
+    """Everything that a run needs to know."""
 
-    size: str
-    preset: str
-    precision: str
-    seed: int
+    size: str = Field(json_schema_extra={"enum": list(SIZES)}, description="how much is made and trained")
+    preset: str = Field(description="architecture, of model/config.py")
+    precision: str = Field(description="of matrix products in training: bf16, no (float32), or auto")
+    seed: Count
     prepare: PrepareParams
+    optimizer: OptimizerParams
     backbones: BackboneParams
     stage1: StageParams
     stage2: StageParams
@@ -131,23 +140,34 @@ class Params:
 
 
 def load_params(path: Path, size: str | None = None) -> Params:
-    """Read params.yaml; `size` overrides the one in the file. ValueError names the key that is wrong."""
+    """Read params.yaml; `size` overrides the one in the file.
+
+    `precision: auto` is decided here, for this machine. UserError names the key that is wrong.
+    """
     if not path.is_file():
-        raise ValueError(f"no parameters at {path}")
+        raise UserError(f"no parameters at {path}")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
+        raise UserError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping, got {type(values).__name__}")
-    smoke = values.pop("smoke", {})
+        raise UserError(f"{path} must hold a mapping, got {type(values).__name__}")
+    overrides = {name: values.pop(name, {}) for name in OVERRIDES}
     values["size"] = size or values.get("size")
     if values["size"] not in SIZES:
-        raise ValueError(f"size must be one of {list(SIZES)}, got {values['size']!r}")
-    if values["size"] == "smoke":
-        values = _merged(values, smoke)
-    params = _record(Params, values, "")
-    return dataclasses.replace(params, precision=resolved(params.precision))
+        raise UserError(f"size must be one of {list(SIZES)}, got {values['size']!r}")
+    params = parse_params(_merged(values, overrides.get(values["size"], {})))
+    return params.model_copy(update={"precision": resolved(params.precision)})
+
+
+def parse_params(values: dict[str, Any]) -> Params:
+    """Check values of one size. UserError names the first key that is wrong."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        # A misspelt key is also missing: that it is unknown says more.
+        faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+        raise UserError(_explained(faults[0])) from None
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -158,46 +178,49 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _record(kind: type, values: object, path: str) -> Any:
-    """A frozen record of this kind from a mapping, every key in its place and of its type."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{path or 'params'} must be a mapping, got {values!r}")
-    hints = get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
-    if unknown := sorted(values.keys() - set(names)):
-        raise ValueError(f"unknown parameter {path}{unknown[0]}; known: {', '.join(names)}")
-    if missing := [name for name in names if name not in values]:
-        raise ValueError(f"parameter {path}{missing[0]} is missing")
-    return kind(**{name: _value(hints[name], values[name], path + name) for name in names})
+def _explained(fault: Any) -> str:
+    path = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown parameter {path}; known: {', '.join(_fields_beside(fault['loc']))}"
+    if fault["type"] == "missing":
+        return f"parameter {path} is missing"
+    return f"{path}: {fault['msg'][0].lower()}{fault['msg'][1:]}, got {fault['input']!r}"
 
 
-def _value(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _record(hint, value, path + ".")
-    if get_origin(hint) is not None:
-        if not isinstance(value, dict):
-            raise ValueError(f"{path} must be a mapping, got {value!r}")
-        inner = get_args(hint)[1]
-        return types.MappingProxyType(
-            {key: _value(inner, item, f"{path}.{key}") for key, item in value.items()}
-        )
-    if hint is Share:
-        share = _value(float, value, path)
-        if share > 1:
-            raise ValueError(f"{path} must be from 0 to 1, got {value!r}")
-        return share
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, hint) or isinstance(value, bool) or (hint in (int, float) and not value >= 0):
-        raise ValueError(f"{path} must be {hint.__name__}, not negative, got {value!r}")
-    return value
+def _fields_beside(location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the section that holds what lies at a location."""
+    section: Any = Params
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
 
 
-def plain(params: Any) -> Any:
-    """The same as plain containers, for JSON and for tracking."""
-    if dataclasses.is_dataclass(params):
-        fields = dataclasses.fields(params)
-        return {field.name: plain(getattr(params, field.name)) for field in fields}
-    if isinstance(params, Mapping):
-        return {key: plain(value) for key, value in params.items()}
-    return params
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of params.yaml: all parameters, and sections that replace some of them for a size."""
+    schema = Params.model_json_schema()
+    partial = {f"{name}Override": _without_required(section) for name, section in schema["$defs"].items()}
+    override = _without_required({key: value for key, value in schema.items() if key != "$defs"})
+    schema["$defs"] |= partial
+    for name in OVERRIDES:
+        schema["properties"][name] = override | {"title": name, "description": f"other values for {name}"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _without_required(section: dict[str, Any]) -> dict[str, Any]:
+    copied = copy.deepcopy(section)
+    copied.pop("required", None)
+    return _with_override_references(copied)
+
+
+def _with_override_references(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {
+            key: f"{value}Override" if key == "$ref" else _with_override_references(value)
+            for key, value in node.items()
+        }
+    return [_with_override_references(part) for part in node] if isinstance(node, list) else node
+
+
+def write_json_schema(path: Path = SCHEMA) -> None:
+    """Generate the schema file anew: `make schema`."""
+    path.write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")

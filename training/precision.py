@@ -1,6 +1,8 @@
-"""Which matrix products a machine is quick at."""
+"""Where training runs, and with which precision of matrix products."""
 
 import torch
+
+from model.errors import UserError
 
 AUTO, FLOAT32, BFLOAT16 = "auto", "no", "bf16"
 PRECISIONS = (AUTO, FLOAT32, BFLOAT16)
@@ -8,20 +10,25 @@ PRECISIONS = (AUTO, FLOAT32, BFLOAT16)
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 
+def training_device() -> torch.device:
+    """The GPU of this process where there is one, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def resolved(precision: str) -> str:
     """What `auto` means on this machine: bfloat16 where it is quick, or float32; others as they are.
 
-    Raises ValueError for anything unknown.
+    Raises UserError for anything unknown.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
+        raise UserError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
     if precision != AUTO:
         return precision
     return BFLOAT16 if _multiplies_bfloat16() else FLOAT32
 
 
 def _multiplies_bfloat16() -> bool:
-    if torch.cuda.is_available():
+    if training_device().type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities()
     return any(able.get(name, False) for name in BFLOAT16_INSTRUCTIONS)

@@ -31,4 +31,4 @@ RUN python -m compileall -q model training
 ENV GIT_COMMIT=${GIT_COMMIT}
 LABEL org.opencontainers.image.title=vargpt-training org.opencontainers.image.revision=${GIT_COMMIT}
 USER 10001:10001
-CMD ["python", "-m", "training.launch", "--help"]
+CMD ["python", "-m", "training.launching", "--help"]

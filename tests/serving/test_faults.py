@@ -1,0 +1,208 @@
+"""The HTTP face when something is wrong: a status, a shape and a reason for every fault."""
+
+import dataclasses
+import json
+import threading
+from collections.abc import Callable
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from serving.config import Limits
+from serving.engine import Engine
+from serving.images import encode_data_url
+from serving.loaded_model import LoadedModel
+from tests.serving.parts import CHAT, DRAW, HELLO, SHORT, asking, client_of, events_of, gated, shown
+
+BAD = [
+    ({"messages": []}, "messages"),
+    ({"messages": [{"role": "user"}]}, "messages[0]"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "messages[0].content[0]"),
+    ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
+    ({"messages": shown("https://example.org/a.png")}, "messages[0].content[0].image_url.url"),
+    ({"messages": shown("data:image/png;base64,AAAA")}, "messages[0].content[0].image_url.url"),
+    ({"messages": shown(*["data:image/png;base64,AAAA"] * 9)}, "messages"),
+    ({"messages": HELLO * 65}, "messages"),
+    ({"messages": [{"role": "user", "content": "x" * 40_000}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "seven " * 5_000}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "seven " * 600}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "What is <image>?"}]}, "messages[0]"),
+    ({"messages": [{"role": "system", "content": shown("data:,")[0]["content"]}]}, "messages[0].content[0]"),
+    ({"temprature": 1}, "temprature"),
+    ({"temperature": -1}, "temperature"),
+    ({"temperature": "1"}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"n": 0}, "n"),
+    ({"n": 9}, "n"),
+    ({"seed": -1}, "seed"),
+    ({"seed": 2**63}, "seed"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 5000}, "max_tokens"),
+    ({"max_completion_tokens": 5}, "max_completion_tokens"),
+    ({"modalities": ["audio"]}, "modalities[0]"),
+    ({"modalities": []}, "modalities"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"response_content": "xml"}, "response_content"),
+    ({"image": {"guidance_mode": "none at all"}}, "image.guidance_mode"),
+    ({"image": {"top_k": -1}}, "image.top_k"),
+    ({"image": {"temperature": -0.5}}, "image.temperature"),
+    ({"image": {"max_images": 100}}, "image.max_images"),
+    ({"image": {"cfg": 1}}, "image.cfg"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), BAD, ids=[f"{param}-{i}" for i, (_, param) in enumerate(BAD)])
+def test_a_bad_request_is_told_which_field_is_wrong(face: TestClient, fields: dict, param: str):
+    response = face.post(CHAT, json=asking(**fields))
+
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert error["message"]
+    assert error["code"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"size": "1024x1024"}, "size"),
+        ({"response_format": "url"}, "response_format"),
+        ({"stream": True}, "stream"),
+        ({"partial_images": 2}, "partial_images"),
+        ({"n": 99}, "n"),
+        ({"image": {"max_images": 2}}, "image"),
+        ({"prompt": "x" * 40_000}, "prompt"),
+    ],
+)
+def test_a_bad_drawing_request_is_told_which_field_is_wrong(face: TestClient, fields: dict, param: str):
+    response = face.post(DRAW, json={"prompt": "a seven", **fields})
+
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"messages": NaN}', b"[" * 100_000]
+)
+def test_a_body_that_is_no_json_object_is_a_bad_request(face: TestClient, content: bytes):
+    response = face.post(CHAT, content=content, headers={"content-type": "application/json"})
+
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_page_elsewhere_cannot_post_a_form_to_a_local_service(face: TestClient):
+    response = face.post(CHAT, content=json.dumps(SHORT), headers={"content-type": "text/plain"})
+
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
+
+
+def test_what_does_not_exist_is_not_found_in_the_same_shape(face: TestClient):
+    model = face.post(CHAT, json=asking(model="gpt-9"))
+    route = face.get("/v1/completions")
+    method = face.get(CHAT)
+
+    assert (model.status_code, model.json()["error"]["code"]) == (404, "model_not_found")
+    assert (route.status_code, route.json()["error"]["code"]) == (404, "not_found")
+    assert (method.status_code, method.headers["allow"]) == (405, "POST")
+
+
+def test_a_body_over_the_limit_is_refused_declared_or_not(backend: LoadedModel):
+    with client_of(backend, Limits(body_bytes=1000)) as face:
+        declared = face.post(CHAT, content=b"x" * 1001)
+        undeclared = face.post(CHAT, content=(b"x" * 100 for _ in range(11)))
+
+    assert declared.status_code == undeclared.status_code == 413
+    assert declared.json()["error"]["code"] == "body_too_large"
+
+
+def test_a_picture_over_the_limit_is_too_large(face: TestClient):
+    url = encode_data_url(Image.new("RGB", (5000, 5000)))
+
+    response = face.post(CHAT, json=asking(messages=shown(url)))
+
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "image_too_large")
+
+
+def test_a_model_that_is_not_there_yet_is_503_with_a_time_to_come_back():
+    with client_of(None) as face:
+        responses = [face.post(CHAT, json=SHORT), face.get("/v1/models")]
+
+    assert [response.status_code for response in responses] == [503, 503]
+    assert all(int(response.headers["retry-after"]) >= 1 for response in responses)
+
+
+def test_a_full_queue_is_429_with_a_time_to_come_back(backend: LoadedModel, wait_until: Callable):
+    with gated(backend, queue_length=1) as (gate, held), client_of(held) as face:
+        threads = [threading.Thread(target=face.post, args=(CHAT,), kwargs={"json": SHORT}) for _ in range(2)]
+        threads[0].start()
+        wait_until(lambda: gate.batches)
+        threads[1].start()
+        wait_until(lambda: held.engine.num_waiting == 1)
+
+        responses = [face.post(path, json=body) for path, body in ((CHAT, SHORT), (DRAW, {"prompt": "x"}))]
+
+        gate.open()
+        for thread in threads:
+            thread.join()
+    assert [response.status_code for response in responses] == [429, 429]
+    assert all(int(response.headers["retry-after"]) >= 1 for response in responses)
+    assert responses[0].json()["error"]["type"] == "rate_limit_error"
+
+
+def test_a_deadline_is_504_and_in_a_stream_an_event(backend: LoadedModel):
+    with gated(backend, deadline_seconds=0.3) as (_, held), client_of(held) as face:
+        whole = face.post(CHAT, json=SHORT)
+        events = events_of(face, SHORT)
+
+    assert (whole.status_code, whole.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert events[-1]["error"]["code"] == "deadline_exceeded"
+
+
+def test_a_stream_that_has_nothing_to_say_keeps_the_line_open(backend: LoadedModel):
+    with gated(backend, deadline_seconds=0.5, heartbeat_seconds=0.1) as (_, held), client_of(held) as face:
+        texts = [
+            face.post(CHAT, json=asking(stream=True, **extra)).text
+            for extra in ({}, {"modalities": ["image"]})
+        ]
+
+    assert all(text.count(": still working") >= 2 for text in texts)
+
+
+def test_more_open_requests_than_allowed_are_429(backend: LoadedModel, wait_until: Callable):
+    limits = Limits(open_requests=1)
+    with gated(backend) as (gate, held), client_of(held, limits) as face:
+        waiting = threading.Thread(target=face.post, args=(CHAT,), kwargs={"json": SHORT})
+        waiting.start()
+        wait_until(lambda: gate.batches)
+
+        response = face.post(CHAT, json=SHORT)
+
+        gate.open()
+        waiting.join()
+    assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+
+
+def test_a_fault_of_the_model_is_500_and_tells_no_secrets(backend: LoadedModel):
+    def fail(requests: object, **callbacks: object) -> list:
+        raise RuntimeError("a path, a shape, a secret")
+
+    engine = Engine(fail, Limits())
+    engine.start()
+    with client_of(dataclasses.replace(backend, engine=engine)) as face:
+        response = face.post(CHAT, json=SHORT)
+
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "generation_failed")
+    assert "secret" not in response.text
+    assert engine.alive
+
+
+def test_a_service_that_shuts_down_takes_no_more(backend: LoadedModel):
+    with gated(backend) as (gate, held), client_of(held) as face:
+        gate.open()
+        held.engine.drain(10)
+
+        response = face.post(CHAT, json=SHORT)
+
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "shutting_down")

@@ -1,0 +1,160 @@
+"""Laws of making all backbones at once: any kill can be continued bit by bit, and errors reach the parent."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.backbones.build import make_backbones
+from training.params import load_params
+from training.stages.trainer import Stopped
+
+ROOT = Path(__file__).parents[3]
+SCRIPT = """
+import hashlib, sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[:0] = [{root!r}, {tests!r}]
+    from test_training_backbones_run import small_params
+    from training.backbones.build import make_backbones
+
+    def say_nothing(part, step, losses):
+        pass
+
+    model, processor = make_backbones(
+        small_params(), Path(sys.argv[1]), Path(sys.argv[2]), say_nothing, checkpoint_every=2
+    )
+    digest = hashlib.sha256(processor.tokenizer.backend_tokenizer.to_str().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    print(digest.hexdigest())
+"""
+
+
+def small_params():
+    params = load_params(ROOT / "params.yaml", "smoke")
+    small = {
+        name: part.model_copy(update={"steps": 8, "batch": 8, "warmup": 1}) for name, part in params.backbones
+    }
+    return params.model_copy(update={"backbones": params.backbones.model_copy(update=small)})
+
+
+def write_scenes(path, count):
+    rng = np.random.default_rng(0)
+    with tarfile.open(path, "w") as tar:
+        for index in range(count):
+            buffer = io.BytesIO()
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(buffer, "PNG")
+            facts = {"digit": index % 10, "color": "red", "background": "gray"}
+            for suffix, content in (("png", buffer.getvalue()), ("json", json.dumps(facts).encode())):
+                entry = tarfile.TarInfo(f"{index:06d}.{suffix}")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+
+
+def write_prepared(folder, num_scenes=24):
+    (folder / "scenes").mkdir(parents=True)
+    for split in ("train", "drawn"):
+        write_scenes(folder / "scenes" / f"{split}-00000.tar", num_scenes)
+    for kind in ("text", "understanding", "drawing"):
+        turns = [
+            {"role": "user", "content": f"What is a {kind}?"},
+            {"role": "assistant", "content": "A word."},
+        ]
+        records = [{"id": f"{kind}-{n}", "messages": turns, "images": []} for n in range(12)]
+        (folder / kind).mkdir()
+        (folder / kind / "train.json").write_text(json.dumps(records))
+    return folder
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    return write_prepared(tmp_path / "prepared")
+
+
+def start(tmp_path, prepared, folder):
+    script = tmp_path / "make.py"
+    script.write_text(SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    command = [sys.executable, str(script), str(prepared), str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+
+
+def children_of(process):
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def is_gone(pid):
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def ignore(part, step, losses):
+    pass
+
+
+@pytest.mark.slow
+def test_backbones_killed_twice_end_with_the_same_bits(tmp_path, prepared, wait_until):
+    whole, _ = start(tmp_path, prepared, tmp_path / "whole").communicate()
+    folder = tmp_path / "pieces"
+
+    for part in ("tokenizer", "decoder"):
+        process = start(tmp_path, prepared, folder)
+        wait_until((folder / "parts" / part / "step_2").exists, seconds=240)
+        children = children_of(process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        wait_until(lambda children=children: all(is_gone(child) for child in children))
+
+    again, _ = start(tmp_path, prepared, folder).communicate()
+    assert whole.strip()
+    assert again == whole
+
+
+@pytest.mark.slow
+def test_a_stop_is_obeyed_after_saving(tmp_path, prepared):
+    seen = []
+
+    with pytest.raises(Stopped, match=r"stopped after \d of 8 steps|ended without a word"):
+        make_backbones(
+            small_params(),
+            prepared,
+            tmp_path / "out",
+            lambda part, step, losses: seen.append((part, step)),
+            should_stop=lambda: bool(seen),
+            checkpoint_every=100,
+        )
+
+    stopped = {part for part, _ in seen}
+    assert any(list((tmp_path / "out" / "parts" / part).glob("step_*")) for part in stopped)
+
+
+@pytest.mark.slow
+def test_what_is_wrong_in_one_process_is_said_by_the_parent(tmp_path, prepared):
+    (prepared / "scenes" / "train-00000.tar").unlink()
+
+    with pytest.raises(ValueError, match=r"no shards train-\*\.tar in"):
+        make_backbones(small_params(), prepared, tmp_path / "out", ignore)
+
+
+def test_a_preset_that_is_imported_is_not_trained(tmp_path):
+    params = small_params().model_copy(update={"preset": "7b"})
+
+    with pytest.raises(ValueError, match="vargpt import-weights"):
+        make_backbones(params, tmp_path, tmp_path / "out", ignore)
+
+
+def test_missing_conversations_are_named(tmp_path, prepared):
+    (prepared / "drawing" / "train.json").unlink()
+
+    with pytest.raises(ValueError, match=r"no prepared data at .*drawing/train\.json"):
+        make_backbones(small_params(), prepared, tmp_path / "out", ignore)

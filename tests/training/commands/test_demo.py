@@ -1,0 +1,108 @@
+"""Laws of the demo's accounts: whose memory counts, and which play's time stands beside a model's figures."""
+
+import subprocess
+import sys
+from copy import deepcopy
+
+import psutil
+import pytest
+
+from training.commands.demo import Demo, MemoryWatch, Play, summarize
+from training.commands.metrics_table import table
+from training.evaluation.metrics import TARGETS
+
+MEBIBYTE = 1 << 20
+STAGES = ("backbones", "stage1", "stage2", "stage3")
+
+
+@pytest.fixture
+def metrics():
+    """Figures that reach every target exactly."""
+    found = {"split": "test"}
+    for name, (must, _) in TARGETS.items():
+        group, _, part = name.partition(".")
+        if part:
+            found.setdefault(group, {})[part] = must
+        else:
+            found[group] = must
+    return found
+
+
+def pointers(weights="aa", seconds=10.0):
+    return [{"stage": stage, "seconds": seconds, "weights_sha256": f"{stage}-{weights}"} for stage in STAGES]
+
+
+def test_memory_of_children_counts_and_is_remembered():
+    alone = MemoryWatch()
+    alone.start()
+    watch = MemoryWatch()
+    watch.start()
+    code = f"kept = bytearray(b'x' * {300 * MEBIBYTE}); import time; time.sleep(2.5)"
+    before = alone.stop()
+
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+    assert watch.stop() - before > 250 * MEBIBYTE
+
+
+def test_pages_are_walked_only_when_more_memory_is_resident_than_before(monkeypatch):
+    walks, walk = [], psutil.Process.memory_full_info
+    monkeypatch.setattr(psutil.Process, "memory_full_info", lambda self: walks.append(self) or walk(self))
+    watch = MemoryWatch()
+    watch.look()
+    first = len(walks)
+
+    watch.look()
+    assert len(walks) == first > 0
+
+    kept = bytearray(b"x" * 100 * MEBIBYTE)
+    watch.look()
+    assert len(walks) == 2 * first
+    del kept
+
+
+def test_training_time_is_the_sum_of_the_stages(metrics):
+    summary = summarize(metrics, pointers(seconds=10.04), Play(100.0, 7, "c0ffee"), {})
+
+    assert summary["seconds"]["train"] == 40.2
+    assert summary["seconds"]["total"] == 100.0
+    assert summary["peak_rss_bytes"] == 7
+    assert summary["commit"] == "c0ffee"
+
+
+def test_a_play_that_made_no_new_model_leaves_time_memory_and_commit_alone(metrics):
+    first = summarize(metrics, pointers(), Play(100.0, 7, "c0ffee"), {})
+
+    again = summarize(metrics, pointers(), Play(9.0, 3, "decaf"), deepcopy(first))
+    other = summarize(metrics, pointers("bb"), Play(9.0, 3, "decaf"), deepcopy(first))
+
+    assert again == first
+    assert other["seconds"]["total"] == 9.0
+    assert other["commit"] == "decaf"
+
+
+def test_new_figures_of_the_same_model_replace_the_old_ones(metrics):
+    first = summarize(metrics, pointers(), Play(100.0, 7, "c0ffee"), {})
+    metrics["draw"]["all_right"] = 0.5
+
+    again = summarize(metrics, pointers(), Play(9.0, 3, "decaf"), deepcopy(first))
+
+    assert again["draw"]["all_right"] == 0.5
+    assert again["seconds"] == first["seconds"]
+
+
+def test_the_step_that_fails_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ValueError, match="the demo stopped at data, which ended with exit code"):
+        Demo(tmp_path / "out", "Draw a red seven.", "sqlite:///mlflow.db").play()
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_marks_every_figure_that_misses_its_target_and_no_other(metrics):
+    assert "*" not in table(metrics)
+
+    metrics["draw"] |= {"all_right": 0.93, "frechet_ratio": 2.6, "unseen": None}
+
+    missed = [line.split()[0] for line in table(metrics).splitlines() if line.endswith("*")]
+    assert missed == ["draw.all_right", "draw.unseen", "draw.frechet_ratio"]

@@ -1,0 +1,190 @@
+"""Laws of the readers: all layouts give the same samples; every bad record is named, counted and left out."""
+
+import json
+
+import pytest
+
+from tests.training.data.parts import ASKED, RED, pixel, png, read, write_json, write_tar
+from training.data.bad_records import BadRecordLog, TooManyBadRecords
+from training.data.samples import Message
+
+DRAWN = [
+    {"role": "user", "content": "Draw <image> anew."},
+    {"role": "assistant", "content": "Here: <image_gen>"},
+]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for name, color in (("a.png", RED), ("b.png", (1, 2, 3))):
+        (tmp_path / name).write_bytes(png(color))
+    (tmp_path / "half.png").write_bytes(png(side=200)[:100])
+    (tmp_path / "text.png").write_text("no picture")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
+def test_llava_records_become_samples(pictures, name):
+    records = [
+        {"id": 7, "image": "a.png", "conversations": ASKED, "meta": {"digit": 7}},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
+    ]
+
+    (seen, spoken), bad_records = read(write_json(pictures, records, name))
+
+    assert seen.messages == (Message("user", "<image>\nWhich?"), Message("assistant", "Seven."))
+    assert (seen.id, seen.source, seen.meta, pixel(seen.images[0])) == ("7", "set", {"digit": 7}, RED)
+    assert (spoken.id, spoken.images, bad_records.bad_records) == ("set/1", (), [])
+
+
+def test_sharegpt_images_stand_in_the_order_of_their_placeholders(pictures):
+    record = {"id": "x", "messages": DRAWN, "images": ["a.png", "b.png"], "meta": {"unseen": True}}
+
+    (sample,), _ = read(write_json(pictures, [record]))
+
+    assert [pixel(image) for image in sample.images] == [RED, (1, 2, 3)]
+    assert sample.meta == {"unseen": True}
+    assert sample.conversation() == DRAWN
+
+
+def test_a_prompt_without_an_answer_is_a_sample(pictures):
+    record = {"messages": [{"role": "user", "content": "Draw."}], "images": []}
+
+    assert len(read(write_json(pictures, [record]))[0]) == 1
+
+
+def test_relative_images_start_at_the_image_root(pictures):
+    (pictures / "lists").mkdir()
+    path = write_json(pictures / "lists", [{"image": "a.png", "conversations": ASKED}])
+
+    assert len(read(path, pictures)[0]) == 1
+    assert "missing image" in read(path)[1].bad_records[0].reason
+
+
+def test_a_leading_answer_is_left_out_as_llava_does(pictures):
+    turns = [{"from": "gpt", "value": "Welcome."}, *ASKED]
+
+    (sample,), _ = read(write_json(pictures, [{"image": "a.png", "conversations": turns}]))
+
+    assert [message.role for message in sample.messages] == ["user", "assistant"]
+
+
+def turns_of(*pairs):
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"image": "gone.png", "conversations": ASKED}, "missing image .*gone.png"),
+        ({"image": "half.png", "conversations": ASKED}, "broken image .*half.png"),
+        ({"image": "text.png", "conversations": ASKED}, "broken image .*text.png"),
+        ({"image": ".", "conversations": ASKED}, "broken image"),
+        ({"image": 7, "conversations": ASKED}, "image must name files, got 7"),
+        ({"conversations": ASKED}, "0 images for 1 placeholders"),
+        ({"image": ["a.png", "b.png"], "conversations": ASKED}, "2 images for 1 placeholders"),
+        ({"messages": DRAWN, "images": ["a.png"]}, "1 images for 2 placeholders"),
+        (turns_of(("user", "Hi"), ("assistant", " \n")), "turn 1 is empty"),
+        (turns_of(("user", "Hi"), ("robot", "Ho")), "unknown role 'robot'"),
+        (turns_of(("user", "Hi"), (None, "Ho")), "unknown role 'None'"),
+        (turns_of(("user", "Hi"), ("user", "Ho")), "take turns"),
+        (turns_of(("system", "Be kind.")), "take turns"),
+        (turns_of(("user", 5)), "content must be text, got int"),
+        (turns_of(("user", "a <|image_gen_pad|>")), "reserved word"),
+        (turns_of(("user", "\ud800")), "half a character"),
+        ({"messages": []}, "no turns"),
+        ({"messages": "Hi"}, "messages must be a list, got str"),
+        ({"messages": ["Hi"]}, "turn 0 must be an object"),
+        ({"conversations": [{"from": "human"}]}, r"turn 0 lacks \['value'\]"),
+        ({"id": 1}, "neither messages nor conversations"),
+        ({**turns_of(("user", "Hi")), "meta": 3}, "meta must be an object"),
+        ([], "a record must be an object, got list"),
+        (None, "a record must be an object, got NoneType"),
+    ],
+)
+def test_a_bad_record_is_listed_and_its_neighbours_are_kept(pictures, record, reason):
+    good = {"image": "a.png", "conversations": ASKED}
+    path = write_json(pictures, [good, record, good])
+
+    samples, bad_records = read(path)
+
+    (bad_record,) = bad_records.bad_records
+    assert len(samples) == 2
+    assert (bad_record.dataset, bad_record.file, bad_record.index) == ("set", str(path), 1)
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(bad_record.reason)
+
+
+def test_a_line_that_is_no_json_is_one_bad_record(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(b'{"messages": [{"role": "user", "content": "Hi"}]}\n\n{"mess\n\xff\n')
+
+    samples, bad_records = read(path)
+
+    assert len(samples) == 1
+    assert [bad_record.index for bad_record in bad_records.bad_records] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("[{", "not JSON"), ('{"a": 1}', "list of records"), ("[]", "no records")]
+)
+def test_a_file_that_is_damaged_as_a_whole_is_named(tmp_path, content, message):
+    path = tmp_path / "train.json"
+    path.write_text(content)
+
+    with pytest.raises(ValueError, match=rf"train.json.*{message}"):
+        read(path)
+
+
+def test_pictures_are_not_decoded_unless_asked(pictures):
+    (sample,), bad_records = read(
+        write_json(pictures, [{"image": "half.png", "conversations": ASKED}]), verify_images=False
+    )
+
+    assert not bad_records.bad_records
+    with pytest.raises(ValueError, match=r"broken image .*half\.png"):
+        sample.images[0].open()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "gone.json", "gone.json is neither"),
+        (lambda folder: write_tar(folder / "notes.zip", []), "notes.zip is no layout"),
+        (
+            lambda folder: write_json(folder, [], "a.json") and write_json(folder, [], "b.json").parent,
+            "name one of",
+        ),
+        (lambda folder: folder, "no records"),
+        (lambda folder: write_tar(folder / "empty.tar", []), "no records"),
+    ],
+)
+def test_a_path_that_is_no_dataset_is_named(tmp_path, make, message):
+    with pytest.raises(ValueError, match=message):
+        read(make(tmp_path))
+
+
+def test_a_share_of_bad_records_stops_the_run_dataset_by_dataset():
+    bad_records = BadRecordLog()
+    bad_records.good("large", 10_000)
+    bad_records.good("small", 97)
+    for index in range(3):
+        bad_records.add("small", "b.json", index, "turn 1 is empty")
+
+    bad_records.check(0.03)
+
+    with pytest.raises(TooManyBadRecords, match=r"small: 3 of 100 .*b\.json\[0\]: turn 1 is empty.*0\.02"):
+        bad_records.check(0.02)
+
+
+def test_every_fault_is_saved(tmp_path):
+    bad_records = BadRecordLog()
+    bad_records.good("set", 3)
+    bad_records.add("set", "a.json", 2, "no turns")
+
+    bad_records.save(tmp_path / "deep" / "bad_records.json")
+
+    assert json.loads((tmp_path / "deep" / "bad_records.json").read_text()) == {
+        "datasets": {"set": {"good": 3, "bad": 1, "share": 0.25}},
+        "bad_records": [{"dataset": "set", "file": "a.json", "index": 2, "reason": "no turns"}],
+    }

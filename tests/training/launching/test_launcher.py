@@ -1,0 +1,273 @@
+"""The launcher, with real processes: how they meet, how they stop, and what their end is called."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from training.launching.launcher import AttemptCounter, committed_steps, exit_code, read_rendezvous
+
+ROOT = Path(__file__).resolve().parents[3]
+
+# Stands for training: process N ends with the Nth code, or waits to be stopped and "saves".
+CHILD = """
+import argparse, os, signal, sys, time
+from pathlib import Path
+
+parser = argparse.ArgumentParser()
+parser.add_argument("stage")
+parser.add_argument("--outputs", type=Path)
+parser.add_argument("--ends", nargs="*", type=int)
+options = parser.parse_args()
+rank = os.environ.get("RANK", "0")
+
+def save(*_):
+    Path(options.outputs, "saved-" + rank).touch()
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, save)
+options.outputs.mkdir(exist_ok=True)
+Path(options.outputs, "began-" + rank).write_text(f"{options.stage} of {os.environ.get('WORLD_SIZE')}")
+if not options.ends:
+    time.sleep(60)
+code = options.ends[int(rank)]
+if code < 0:
+    os.kill(os.getpid(), -code)
+time.sleep(0 if code else 0.5)
+sys.exit(code)
+"""
+
+GLOO_CHILD = """
+import argparse, torch
+from pathlib import Path
+from torch import distributed
+
+parser = argparse.ArgumentParser()
+parser.add_argument("stage")
+parser.add_argument("--outputs", type=Path)
+options = parser.parse_args()
+distributed.init_process_group("gloo")
+total = torch.tensor([distributed.get_rank() + 1])
+distributed.all_reduce(total)
+options.outputs.mkdir(exist_ok=True)
+Path(options.outputs, f"sum-{distributed.get_rank()}").write_text(str(total.item()))
+distributed.barrier()
+distributed.destroy_process_group()
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a launcher whose training is the module above; what still runs is ended afterwards."""
+    (tmp_path / "child.py").write_text(CHILD)
+    (tmp_path / "gloo_child.py").write_text(GLOO_CHILD)
+    running = []
+
+    def begin(*arguments: str, **operator: str) -> subprocess.Popen[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
+        environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1", **operator}
+        command = [
+            sys.executable,
+            "-m",
+            "training.launching",
+            "--outputs",
+            str(tmp_path / "outputs"),
+            *arguments,
+        ]
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        running.append(process)
+        return process
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def operator_says(number_of_nodes: int) -> dict[str, str]:
+    """What the operator injects into a worker."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    return {
+        "PET_NNODES": f"{number_of_nodes}:{number_of_nodes}",
+        "PET_NPROC_PER_NODE": "1",
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_RDZV_ENDPOINT": f"{socket.gethostname()}:{port}",
+    }
+
+
+def wait_for(*paths: Path, seconds: float = 40) -> None:
+    """Waits until files are there."""
+    until = time.monotonic() + seconds
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < until, f"none of {paths} after {seconds} s"
+        time.sleep(0.05)
+
+
+def commit(folder: Path, step: int) -> None:
+    """Leaves a committed checkpoint."""
+    marker = folder / f"step_{step}" / "COMPLETE"
+    marker.parent.mkdir(parents=True)
+    marker.touch()
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        ([0, 0], 0),
+        ([2], 2),
+        ([1, 2], 2),
+        ([143, 2], 2),
+        ([143, 143], 143),
+        ([143, 0], 143),
+        ([-signal.SIGTERM], 143),
+        ([1], 138),
+        ([143, 1], 138),
+        ([3], 138),
+        ([-signal.SIGKILL], 137),
+        ([-signal.SIGSEGV, 143], 139),
+        ([-signal.SIGABRT], 134),
+    ],
+)
+def test_a_user_mistake_outweighs_a_crash_which_outweighs_a_stop(ends, code):
+    assert exit_code(ends) == code
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 143])
+def test_one_process_alone_ends_as_training_ends(start, code):
+    process = start("--module", "child", "stage1", "--ends", str(code))
+
+    assert process.wait(timeout=30) == code
+
+
+def test_one_process_alone_replaces_the_launcher_and_gets_its_signals(start, tmp_path):
+    process = start("--module", "child", "stage1", "--ends")
+    wait_for(tmp_path / "outputs" / "began-0")
+
+    process.terminate()
+
+    assert process.wait(timeout=30) == 143
+    assert (tmp_path / "outputs" / "saved-0").exists()
+
+
+def test_two_processes_meet_on_one_machine_and_add_up(start, tmp_path):
+    process = start("--module", "gloo_child", "stage1", "--nproc", "2")
+
+    assert process.wait(timeout=60) == 0
+    assert [(tmp_path / "outputs" / f"sum-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
+
+
+def test_two_nodes_meet_where_the_operator_says(start, tmp_path):
+    said = operator_says(number_of_nodes=2)
+    elsewhere = {"PET_RDZV_ENDPOINT": said["PET_RDZV_ENDPOINT"].replace(socket.gethostname(), "localhost")}
+
+    processes = [start("--module", "gloo_child", "stage1", **said)]
+    processes.append(start("--module", "gloo_child", "stage1", **said | elsewhere))
+
+    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    assert [(tmp_path / "outputs" / f"sum-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
+
+
+def test_a_mistake_in_one_of_two_processes_ends_both_with_two(start):
+    process = start("--module", "child", "stage1", "--nproc", "2", "--ends", "0", "2")
+
+    assert process.wait(timeout=30) == 2
+
+
+def test_a_killed_process_makes_its_group_one_that_is_tried_again(start):
+    process = start("--module", "child", "stage1", "--nproc", "2", "--ends", "0", str(-signal.SIGKILL))
+
+    assert process.wait(timeout=30) == 137
+
+
+def test_every_process_saves_before_a_stopped_launcher_ends(start, tmp_path):
+    process = start("--module", "child", "stage1", "--nproc", "2", "--ends")
+    wait_for(tmp_path / "outputs" / "began-0", tmp_path / "outputs" / "began-1")
+
+    process.terminate()
+
+    assert process.wait(timeout=30) == 143
+    assert {path.name for path in (tmp_path / "outputs").glob("saved-*")} == {"saved-0", "saved-1"}
+
+
+def test_a_launcher_that_waits_for_its_peers_can_be_stopped(start, tmp_path):
+    process = start("--module", "child", "stage1", **operator_says(number_of_nodes=2))
+    wait_for(tmp_path / "outputs" / "stage1" / "attempts.json")
+    time.sleep(3)  # until the launcher is in the rendezvous, alone
+
+    process.terminate()
+
+    assert process.wait(timeout=30) == 143
+
+
+def test_a_job_without_progress_is_given_up_and_says_so(start, tmp_path):
+    crash = ("--module", "child", "stage1", "--max-attempts", "2", "--ends", "1")
+
+    codes = []
+    for _ in range(3):
+        process = start(*crash, **operator_says(number_of_nodes=1))
+        _, said = process.communicate(timeout=30)
+        codes.append(process.returncode)
+
+    assert codes == [138, 138, 2]
+    assert "error: no checkpoint was committed in 2 attempts; giving up" in said
+    assert not (tmp_path / "outputs" / "stage1" / "attempts.json").exists()
+
+
+def test_a_checkpoint_starts_the_count_again(tmp_path):
+    assert [AttemptCounter(tmp_path).begin() for _ in range(3)] == [1, 2, 3]
+
+    commit(tmp_path / "work", 20)
+
+    assert [AttemptCounter(tmp_path).begin() for _ in range(2)] == [1, 2]
+
+
+def test_losing_a_checkpoint_is_no_progress(tmp_path):
+    commit(tmp_path, 20)
+    AttemptCounter(tmp_path).begin()
+    commit(tmp_path, 10)
+
+    (tmp_path / "step_20").rename(tmp_path / "step_20.damaged")
+
+    assert AttemptCounter(tmp_path).begin() == 2
+
+
+def test_a_stop_is_not_an_attempt_that_failed(tmp_path):
+    for _ in range(5):
+        attempts = AttemptCounter(tmp_path)
+        number = attempts.begin()
+        attempts.end(143)
+
+    assert number == 1
+    assert json.loads((tmp_path / "attempts.json").read_text()) == {"steps": 0, "attempts": 0}
+
+
+def test_progress_adds_up_over_the_parts_of_a_stage(tmp_path):
+    commit(tmp_path / "tokenizer", 20)
+    commit(tmp_path / "tokenizer", 30)
+    (tmp_path / "tokenizer" / "step_40").mkdir()
+    commit(tmp_path / "vision", 5)
+
+    assert committed_steps(tmp_path) == 35
+
+
+@pytest.mark.parametrize("nodes", ["two", "1:many", "0", ""])
+def test_a_wrong_number_of_nodes_is_named(nodes):
+    with pytest.raises(ValueError, match="PET_NNODES must count at least 1, not"):
+        read_rendezvous({"PET_NNODES": nodes}, None)
+
+
+def test_a_wrong_number_of_processes_ends_with_two_and_the_reason(start):
+    process = start("--module", "child", "stage1", "--nproc", "some")
+
+    _, said = process.communicate(timeout=30)
+
+    assert process.returncode == 2
+    assert "error: --nproc must count at least 1, not 'some'" in said

@@ -1,0 +1,44 @@
+"""Laws of AdamW's groups: what decays, and that the parameters file decides the rest."""
+
+import pytest
+import torch
+from torch import nn
+
+from model.config import preset
+from model.modeling import VargptForConditionalGeneration
+from training.optimization.optimizer import decays, make_adamw
+from training.params import OptimizerParams
+
+
+@pytest.fixture(scope="module")
+def named():
+    with torch.device("meta"):
+        return dict(VargptForConditionalGeneration(preset("tiny")).named_parameters())
+
+
+def test_positions_scales_norms_and_biases_do_not_decay_and_all_matrices_do(named):
+    decoder = {
+        name.removeprefix("visual_decoder."): p for name, p in named.items() if "visual_decoder." in name
+    }
+    still = {name for name, parameter in decoder.items() if not decays(name, parameter)}
+
+    # Source: VAR's list, spec section 5.3; class and word embeddings do decay there.
+    assert {"start_position", "position", "scale_embedding.weight"} <= still
+    assert {name for name in still if name.endswith(".bias")} == {n for n in decoder if n.endswith(".bias")}
+    assert all(f"blocks.{index}.attention.log_scale" in still for index in range(4))
+    assert {"start_embedding.weight", "word_embedding.weight", "head.weight"}.isdisjoint(still)
+    assert not decays("language_model.model.norm.weight", named["language_model.model.norm.weight"])
+
+
+def test_decay_and_betas_are_those_of_the_parameters():
+    net = nn.Linear(3, 2)
+    params = OptimizerParams(weight_decay=0.25, beta1=0.5, beta2=0.75, clip_norm=1.0)
+
+    adamw = make_adamw(net.named_parameters(), 0.1, params)
+
+    assert [(group["weight_decay"], len(group["params"])) for group in adamw.param_groups] == [
+        (0.25, 1),
+        (0.0, 1),
+    ]
+    assert {group["betas"] for group in adamw.param_groups} == {(0.5, 0.75)}
+    assert {group["peak"] for group in adamw.param_groups} == {0.1}

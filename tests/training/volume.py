@@ -1,0 +1,58 @@
+"""Prepared data and untrained backbones at smoke size, as a stage finds them on a volume."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from model.config import preset
+from model.modeling import VargptForConditionalGeneration
+from model.processing import VargptProcessor
+from model.text_tokenizer import build_text_tokenizer
+from tests.training.raw_data import copy_raw_data
+from training.digits.prepare import prepare
+from training.params import load_params
+from training.registry.stage_folders import StageFolders
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_params(folder: Path, **stage1: object) -> Path:
+    """params.yaml of the repository, with other values for a short stage 1."""
+    import yaml
+
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["smoke"]["prepare"] = {
+        "scenes": 40,
+        "understanding": 30,
+        "drawing": 30,
+        "text": 30,
+        "validation": 4,
+        "test": 4,
+    }
+    values["stage1"] |= {"micro_batch": 4} | stage1
+    values["smoke"]["stage1"] = {}
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def write_volume(folder: Path) -> None:
+    """Data, prepared data and untrained backbones below a folder."""
+    pointer = folder / "data.dvc"
+    pointer.write_text((ROOT / "data.dvc").read_text())
+    copy_raw_data(folder / "data")
+    params = load_params(folder / "params.yaml", "smoke")
+    prepare(params.prepare, params.seed, folder / "data", folder / "prepared", lambda name: None)
+    torch.manual_seed(0)
+    config = preset("tiny")
+    records = json.loads((folder / "prepared/drawing/train.json").read_text())
+    texts = [message["content"] for record in records for message in record["messages"]]
+    tokenizer = build_text_tokenizer(texts, config)
+    processor = VargptProcessor.for_config(config, tokenizer, system_prompt="", crop_margin=1.0)
+    config.null_prompt = processor.null_prompt()
+    model = VargptForConditionalGeneration(config)
+    model.visual_decoder.initialize()
+    place = StageFolders("backbones", folder / "prepared", folder / "outputs", pointer)
+    lineage = vars(place.lineage(params, None))
+    place.point(place.publish(model, processor, lineage), "none", 0.0)

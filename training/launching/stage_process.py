@@ -1,0 +1,88 @@
+"""Runs one stage in this process: `python -m training.launching.stage_process stage1`.
+
+Exit codes: 0 done, 2 the user's mistake, 143 stopped on a signal after saving.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.launching.exit_codes import DONE, PERMANENT, STOPPED
+
+# Not __name__, which is __main__ here.
+logger = logging.getLogger("training.launching.stage_process")
+
+LOCAL_MLFLOW = "sqlite:///mlflow.db"
+
+
+def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads what to train and where things lie."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.launching.stage_process", description="Train one stage."
+    )
+    parser.add_argument("stage", help="backbones, stage1, stage2, stage3 or joint")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameters")
+    parser.add_argument("--size", help="tiny or smoke; default: what the parameters say")
+    parser.add_argument("--prepared", type=Path, default=Path("prepared"), help="folder of prepared data")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of results")
+    parser.add_argument("--data-pointer", type=Path, help="default: data.dvc beside the parameters")
+    parser.add_argument("--tracking-uri", help="where MLflow is; default: a file in the working directory")
+    return parser.parse_args(arguments)
+
+
+def train(options: argparse.Namespace, stop: threading.Event) -> None:
+    """Runs a stage as the options say."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from training.params import load_params
+    from training.registry.stage_folders import StageFolders
+    from training.run_context import RunContext
+    from training.stages.run import run_stage
+
+    disable_progress_bar()
+    params = load_params(options.params, options.size)
+    pointer = options.data_pointer or options.params.parent / "data.dvc"
+    place = StageFolders(options.stage, options.prepared, options.outputs, pointer)
+    setting = RunContext(
+        tracking_uri=options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", LOCAL_MLFLOW),
+        spool=options.outputs.parent / "spool",
+        commit=os.environ.get("GIT_COMMIT"),
+        should_stop=stop.is_set,
+    )
+    if options.stage == "backbones":
+        from training.backbones.run import run_backbones
+
+        run_backbones(params, place, setting)
+    else:
+        run_stage(options.stage, params, place, setting)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a stage and returns the exit code."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("training").setLevel(logging.INFO)
+    options = read_arguments(arguments)
+    from model.errors import UserError
+    from training.errors import Stopped
+
+    try:
+        train(options, stop)
+    except UserError as error:
+        logger.error("error: %s", error)
+        return PERMANENT
+    except Stopped as stopped:
+        logger.info("%s", stopped)
+        return STOPPED
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

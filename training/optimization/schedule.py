@@ -1,0 +1,22 @@
+"""The learning rate as a pure function of the step: linear warm-up, then cosine to a share of the peak."""
+
+import math
+
+import torch
+
+from training.params import ScheduleParams
+
+
+def learning_rate(step: int, peak: float, warmup: int, steps: int, end: float) -> float:
+    """Rate for step number `step`, counted from 0; it falls to `end` times the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(steps - warmup, 1)
+    return peak * (end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, params: ScheduleParams) -> float:
+    """Set the rates of step number `step`, every group by its own peak; returns that of `params.lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, group["peak"], params.warmup, params.steps, params.end)
+    return learning_rate(step, params.lr, params.warmup, params.steps, params.end)

@@ -1,0 +1,117 @@
+"""Where a stage finds what it starts from and leaves what it makes: models, checkpoints, pointers."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint import load_model, manifest_sha256, save_model, verify
+from model.errors import UserError
+from model.modeling import VargptForConditionalGeneration
+from model.processing import VargptProcessor
+from training.params import Params
+from training.registry.lineage import Lineage, config_sha256, data_md5, git_facts, write_lineage
+
+IDENTITY_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What artifacts/STAGE.json says of a finished stage."""
+
+    stage: str
+    model: str
+    weights_sha256: str
+    run_id: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StageFolders:
+    """The folders of one stage.
+
+    Args:
+        outputs: Models and checkpoints of all stages; pointers lie beside it, in `artifacts`.
+        data_pointer: The .dvc file that names the raw data.
+    """
+
+    stage: str
+    prepared: Path
+    outputs: Path
+    data_pointer: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.outputs / self.stage
+
+    @property
+    def model_dir(self) -> Path:
+        return self.folder / "model"
+
+    def pointer_path(self, stage: str) -> Path:
+        """The small file by which a finished stage is known."""
+        return self.outputs.parent / "artifacts" / f"{stage}.json"
+
+    def load(self, stage: str) -> tuple[VargptForConditionalGeneration, VargptProcessor]:
+        """The model that another stage has made, whole. ValueError says what is missing or damaged."""
+        folder = self.outputs / stage / "model"
+        if not folder.is_dir():
+            raise UserError(f"{self.stage} starts from {stage}, but there is no {folder}; run {stage} first")
+        verify(folder)
+        return load_model(folder)
+
+    def identity(self, params: Params, start_sha256: str) -> str:
+        """Names what would be learned: checkpoints of another recipe, start or data are not continued."""
+        facts = {"config": config_of(params, self.stage), "start": start_sha256}
+        summary = self.prepared / "summary.json"
+        facts["prepared"] = summary.read_text() if summary.is_file() else ""
+        facts["data"] = data_md5(self.data_pointer)
+        return config_sha256(facts)[:IDENTITY_LENGTH]
+
+    def lineage(self, params: Params, commit: str | None) -> Lineage:
+        """The record of this run, as far as it is known before it has learned anything."""
+        found, is_dirty = git_facts(self.data_pointer.resolve().parent, commit)
+        return Lineage(
+            data_md5=data_md5(self.data_pointer),
+            config_sha256=config_sha256(config_of(params, self.stage)),
+            git_commit=found,
+            git_dirty=is_dirty,
+        )
+
+    def publish(
+        self, model: VargptForConditionalGeneration, processor: VargptProcessor, lineage: Mapping[str, Any]
+    ) -> str:
+        """Put the model where the next stage looks, whole or not at all; the hash of its manifest."""
+        beside, old = self.folder / "model.tmp", self.folder / "model.old"
+        for stale in (beside, old):
+            shutil.rmtree(stale, ignore_errors=True)
+        weights = save_model(model, processor, beside)
+        write_lineage(Lineage(**{**lineage, "weights_sha256": weights}), beside)
+        if self.model_dir.exists():
+            os.replace(self.model_dir, old)
+        os.replace(beside, self.model_dir)
+        shutil.rmtree(old, ignore_errors=True)
+        return weights
+
+    def point(self, weights: str, run_id: str, seconds: float) -> None:
+        """Write the pointer, last of all."""
+        path = self.pointer_path(self.stage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pointer = Pointer(self.stage, str(self.model_dir), weights, run_id, round(seconds, 1))
+        beside = path.with_suffix(".tmp")
+        beside.write_text(json.dumps(asdict(pointer), indent=1) + "\n")
+        os.replace(beside, path)
+
+    def start_sha256(self, stage: str) -> str:
+        """The hash of the weights that a stage starts from."""
+        return manifest_sha256(self.outputs / stage / "model")
+
+
+def config_of(params: Params, stage: str) -> dict[str, Any]:
+    """The parameters that decide what a stage learns, as plain containers."""
+    shared = {name: getattr(params, name) for name in ("size", "preset", "precision", "seed")}
+    sections = ("prepare", "optimizer", stage)
+    return shared | {name: getattr(params, name).model_dump() for name in sections}

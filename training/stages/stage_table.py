@@ -1,0 +1,50 @@
+"""What learns in which stage, as data: everything else is frozen.
+
+Source: the figure of arXiv:2501.12327. The released code of stage 2 freezes the understanding projector; the
+figure trains it, and so do we.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from model.errors import UserError
+
+GENERATION_PROJECTORS = ("generation_input_projector", "generation_output_projector")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`trains` are paths of modules; `starts_from` is the stage whose weights it continues."""
+
+    name: str
+    trains: tuple[str, ...]
+    starts_from: str
+
+
+STAGES = {
+    "stage1": Stage("stage1", (*GENERATION_PROJECTORS, "visual_decoder.start_embedding"), "backbones"),
+    "stage2": Stage("stage2", ("language_model", "understanding_projector"), "stage1"),
+    "stage3": Stage("stage3", (*GENERATION_PROJECTORS, "visual_decoder"), "stage2"),
+    # What the paper's freezing costs: all that speaks and draws learns together.
+    "joint": Stage(
+        "joint",
+        ("language_model", "understanding_projector", *GENERATION_PROJECTORS, "visual_decoder"),
+        "stage2",
+    ),
+}
+
+
+def stage_named(name: str) -> Stage:
+    """The stage of this name. ValueError lists the names there are."""
+    if name not in STAGES:
+        raise UserError(f"stage must be one of {list(STAGES)}, got {name!r}")
+    return STAGES[name]
+
+
+def freeze_for(model: nn.Module, stage: Stage) -> list[nn.Parameter]:
+    """Freeze everything, then let the stage's modules learn; what learns, in a fixed order."""
+    model.requires_grad_(False).eval()
+    for path in stage.trains:
+        model.get_submodule(path).requires_grad_(True).train()
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

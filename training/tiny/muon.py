@@ -1,0 +1,124 @@
+"""The optimizer of tiny trainings: Muon for matrices, AdamW for everything else.
+
+Muon steps along the nearest orthogonal matrix instead of the gradient, which pays in trainings of some
+hundred steps: after 600 a vision tower names 70 % of digits, with AdamW alone 26 %. The 7b recipes use AdamW
+alone.
+
+Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers"; the rate is AdamW's by the rule of
+arXiv:2502.16982.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.optimization.optimizer import make_adamw
+from training.params import OptimizerParams, ScheduleParams
+
+# The usual 0.95 remembers too long for trainings of some hundred steps: an image tokenizer ends 0.7 dB lower.
+MOMENTUM = 0.9
+# Adaptive layer norms hear one vector or two: the nearest orthogonal matrix of such a gradient is noise.
+LOW_RANK = "modulation"
+
+
+def make_tiny_optimizer(
+    modules: Sequence[nn.Module], schedule: ScheduleParams, params: OptimizerParams
+) -> torch.optim.Optimizer:
+    """AdamW for what learns in these modules, with Muon for its matrices where `muon_lr` is not 0."""
+    named = [pair for module in modules for pair in module.named_parameters() if pair[1].requires_grad]
+    matrices = matrices_of(modules) if schedule.muon_lr else []
+    if not matrices:
+        return make_adamw(named, schedule.lr, params, LayoutKeepingAdamW)
+    theirs = {id(matrix) for matrix in matrices}
+    others = [(name, parameter) for name, parameter in named if id(parameter) not in theirs]
+    adamw = make_adamw(others, schedule.lr, params, LayoutKeepingAdamW) if others else None
+    return MuonWithAdamW(matrices, schedule.muon_lr, params.weight_decay, adamw)
+
+
+def matrices_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Weights of linear maps and convolutions that learn: what Muon is made for, as tables are not."""
+    kinds = (nn.Linear, nn.Conv2d)
+    named = (named for module in modules for named in module.named_modules())
+    parts = (part for name, part in named if isinstance(part, kinds) and not name.endswith(LOW_RANK))
+    return [part.weight for part in parts if part.weight.requires_grad]
+
+
+class LayoutKeepingAdamW(torch.optim.AdamW):
+    """AdamW whose moments, once loaded, lie in memory as their parameters do.
+
+    The fused kernel walks through memory; in channels-last models, loaded moments would be in another order.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for parameter, moments in self.state.items():
+            for name, value in moments.items():
+                if value.shape == parameter.shape:
+                    moments[name] = torch.empty_like(parameter).copy_(value)
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Optimizer that applies Muon to weight matrices and AdamW to all other parameters.
+
+    Args:
+        matrices: Weights of linear maps, (out, in), and of convolutions, (out, in, height, width).
+    """
+
+    def __init__(
+        self,
+        matrices: Sequence[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        adamw: torch.optim.AdamW | None,
+    ) -> None:
+        self.matrices = list(matrices)
+        # Muon takes two dimensions: it steps these views of the same memory.
+        self.flat = [nn.Parameter(_flat(matrix.detach())) for matrix in self.matrices]
+        muon = torch.optim.Muon(
+            [{"params": self.flat, "peak": lr}],
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=MOMENTUM,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        self.optimizers = {"muon": muon} | ({"adamw": adamw} if adamw else {})
+        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """One step of both."""
+        assert closure is None, "a step is taken once"
+        for flat, matrix in zip(self.flat, self.matrices, strict=True):
+            # Moving a model to a device gives its parameters other memory.
+            flat.data = _flat(matrix.detach())
+            flat.grad = None if matrix.grad is None else _flat(matrix.grad, like=matrix)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients."""
+        for parameter in (*self.matrices, *self.flat):
+            parameter.grad = None
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both states, by name."""
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put both states back."""
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state_dict[name])
+        self.param_groups = [g for optimizer in self.optimizers.values() for g in optimizer.param_groups]
+
+
+def _flat(values: Tensor, like: Tensor | None = None) -> Tensor:
+    """One row for each output, in the order in which the memory of `like` has its columns."""
+    like = values if like is None else like
+    if values.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        values = values.permute(0, 2, 3, 1)
+    return values.reshape(len(values), -1)
