@@ -153,8 +153,8 @@ def test_the_size_in_the_parameters_decides_how_much_is_made(workspace):
     summary = json.loads((workspace / "prepared" / "summary.json").read_text())
     smoke = load_params(ROOT / "params.yaml", "smoke").prepare
 
-    assert summary["scenes/train"] == smoke.scenes
-    assert summary["drawing/test"] == smoke.test
+    assert summary["scenes/train"]["records"] == smoke.scenes
+    assert summary["drawing/test"]["records"] == smoke.test
 
 
 def test_a_changed_parameter_runs_the_stage_that_reads_it_and_no_picture_of_before_stays(workspace):
@@ -168,4 +168,5 @@ def test_a_changed_parameter_runs_the_stage_that_reads_it_and_no_picture_of_befo
 
     assert "Running stage 'prepare'" in repro(workspace)
     assert not stray.exists()
-    assert json.loads((workspace / "prepared" / "summary.json").read_text())["understanding/train"] == 20
+    summary = json.loads((workspace / "prepared" / "summary.json").read_text())
+    assert summary["understanding/train"]["records"] == 20

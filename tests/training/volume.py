@@ -43,7 +43,7 @@ def write_volume(folder: Path) -> None:
     pointer.write_text((ROOT / "data.dvc").read_text())
     copy_raw_data(folder / "data")
     params = load_params(folder / "params.yaml", "smoke")
-    prepare(params.prepare, params.seed, folder / "data", folder / "prepared", lambda name: None)
+    prepare(params.prepare, params.seed, folder / "data", folder / "prepared")
     torch.manual_seed(0)
     config = preset("tiny")
     records = json.loads((folder / "prepared/drawing/train.json").read_text())

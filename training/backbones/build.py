@@ -1,6 +1,5 @@
 """The parts that VARGPT starts from: trained from nothing for `tiny`, imported for `7b`."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +9,11 @@ from model.config import preset
 from model.errors import UserError
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
-from training.backbones.language_model import learn_text_tokenizer, tiny_processor
+from training.backbones.language_model import WORDS, learn_text_tokenizer, tiny_processor
 from training.backbones.part_checkpoints import never
 from training.backbones.parts import PARTS, BackboneTask, unfinished_workers
 from training.backbones.worker_processes import PartReport, run_workers
+from training.data.content import files_sha256
 from training.errors import Stopped
 from training.params import Params
 from training.tiny.projector_start import initialize_projectors
@@ -72,9 +72,9 @@ def make_backbones(
 
 
 def _prepared_sha256(prepared: Path) -> str:
-    """The hash of what the data says of itself, empty where it says nothing."""
-    summary = prepared / "summary.json"
-    return hashlib.sha256(summary.read_bytes()).hexdigest() if summary.is_file() else ""
+    """The hash of all scenes and conversations that parts learn from; pictures of conversations are not."""
+    conversations = (prepared / kind / "train.json" for kind in WORDS)
+    return files_sha256([*sorted((prepared / "scenes").glob("*.tar")), *conversations])
 
 
 def assemble(task: BackboneTask) -> tuple[VargptForConditionalGeneration, VargptProcessor]:

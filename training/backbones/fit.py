@@ -1,5 +1,6 @@
 """The short loop that backbones share: steps under a schedule, clipped, averaged, kept as it goes."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -7,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from model.errors import UserError
 from training.errors import Stopped
 from training.optimization.schedule import set_learning_rates
 from training.optimization.weight_average import WeightAverage
@@ -93,7 +95,11 @@ def fit(
     average of the weights at the end.
 
     Every step seeds its own randomness, so a run is the same run whenever it is repeated or goes on from what
-    was kept, together with `others`. Raises Stopped after keeping.
+    was kept, together with `others`.
+
+    Raises:
+        Stopped: asked to stop, after keeping.
+        UserError: a gradient is not finite; nothing has changed by it.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     optimizer = make_tiny_optimizer(modules, params, settings.optimizer)
@@ -129,7 +135,9 @@ def _learn(
         losses = losses_at(step)
     learning.optimizer.zero_grad(set_to_none=True)
     sum(losses.values()).backward()
-    nn.utils.clip_grad_norm_(learning.parameters, settings.optimizer.clip_norm)
+    norm = float(nn.utils.clip_grad_norm_(learning.parameters, settings.optimizer.clip_norm))
+    if not math.isfinite(norm):
+        raise UserError(f"the gradient of step {step} is {norm}: lower lr and muon_lr, or raise warmup")
     learning.optimizer.step()
     learning.average.update(step + 1)
     return {name: float(loss.detach()) for name, loss in losses.items()}

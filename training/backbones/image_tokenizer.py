@@ -39,7 +39,7 @@ class CodebookAverage:
     def __init__(self, tokenizer: ImageTokenizer, decay: float) -> None:
         self.codebook_VZ = tokenizer.quantizer.codebook.weight.requires_grad_(False)
         self.decay = decay
-        self.members_V = torch.ones(len(self.codebook_VZ))
+        self.members_V = torch.ones_like(self.codebook_VZ[:, 0])
         self.sums_VZ = self.codebook_VZ.clone()
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -74,12 +75,20 @@ def train_language(
 
     def losses_at(step: int) -> dict[str, Tensor]:
         index_B = batch_at(step, params.batch, len(samples), settings.seed)
-        return {"text": answer_loss(model, processor.collate([at(index) for index in index_B.tolist()]))}
+        return {
+            "text": answer_loss(
+                model, _on(model.device, processor.collate([at(index) for index in index_B.tolist()]))
+            )
+        }
 
     model.requires_grad_(True).train()
     with eager_attention(model, settings.precision):
         fit([model], params, settings, losses_at).keep()
     model.requires_grad_(False).eval()
+
+
+def _on(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in batch.items()}
 
 
 def answer_loss(model: LanguageModel, batch: dict[str, Tensor]) -> Tensor:

@@ -28,6 +28,7 @@ from training.backbones.visual_decoder import train_decoder
 from training.backbones.worker_processes import ParentChannel, Worker
 from training.digits.scene_pool import read_pool
 from training.params import BackboneParams, OptimizerParams
+from training.precision import training_device
 from training.registry.lineage import config_sha256
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -87,7 +88,7 @@ class BackboneTask:
 def train_drawing_parts(task: BackboneTask, channel: ParentChannel) -> None:
     """Learn the image tokenizer, then the decoder of its codes."""
     config, params = preset(task.preset), task.params
-    pool = read_pool(task.prepared / "scenes", "drawn")
+    pool = read_pool(task.prepared / "scenes", "drawn").to(training_device())
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     tokenizer = _learned(
@@ -112,7 +113,7 @@ def train_reading_parts(task: BackboneTask, channel: ParentChannel) -> None:
     torch.set_num_threads(1)
     config, params = preset(task.preset), task.params
     layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
-    pool = read_pool(task.prepared / "scenes", "train")
+    pool = read_pool(task.prepared / "scenes", "train").to(training_device())
     _learned(
         task,
         channel,
@@ -156,7 +157,7 @@ def _learned(
 ) -> Part:
     """A part with its weights: those that are there already, or learned now, from where it was left."""
     torch.manual_seed(task.seed)
-    part = make().requires_grad_(False).eval()
+    part = make().to(training_device()).requires_grad_(False).eval()
     checkpoints = task.checkpoints(name, channel.should_stop)
     if (weights := checkpoints.finished()) is not None:
         part.load_state_dict(weights)

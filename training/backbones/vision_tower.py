@@ -38,22 +38,23 @@ class AttributeHeads(nn.Module):
         return self.digit(read), self.color(read), self.background(read)
 
 
-def _palette(colors: dict[str, tuple[int, int, int]]) -> Tensor:
-    return torch.tensor(list(colors.values())) / 255.0
+def _palette(colors: dict[str, tuple[int, int, int]], device: torch.device) -> Tensor:
+    return torch.tensor(list(colors.values()), device=device) / 255.0
 
 
 def in_random_colors(pool: ScenePool, index_B: Tensor) -> Tensor:
     """The same digits in two random colours, far enough apart to see; pixels in [0, 1], (B, 3, H, W)."""
     pixels_B3HW = pool.pixels[index_B].float() / 255
     front_B3, back_B3 = (
-        _palette(COLORS)[pool.colors[index_B]],
-        _palette(BACKGROUNDS)[pool.backgrounds[index_B]],
+        _palette(COLORS, pool.pixels.device)[pool.colors[index_B]],
+        _palette(BACKGROUNDS, pool.pixels.device)[pool.backgrounds[index_B]],
     )
     span_B3 = front_B3 - back_B3
     ink_BHW = torch.einsum("bchw,bc->bhw", pixels_B3HW - back_B3[..., None, None], span_B3)
     ink_B1HW = (ink_BHW / span_B3.square().sum(1)[:, None, None]).clamp(0, 1)[:, None]
-    new_back_B3 = torch.rand(len(index_B), 3)
-    new_front_B3 = torch.rand(len(index_B), 3)
+    # Random numbers come from the CPU, the same on every device.
+    new_back_B3 = torch.rand(len(index_B), 3).to(pixels_B3HW)
+    new_front_B3 = torch.rand(len(index_B), 3).to(pixels_B3HW)
     near_B = (new_front_B3 - new_back_B3).abs().amax(1) < MIN_CONTRAST
     new_front_B3[near_B] = (new_back_B3[near_B] + 0.5) % 1
     return new_back_B3[..., None, None] + ink_B1HW * (new_front_B3 - new_back_B3)[..., None, None]
@@ -61,7 +62,7 @@ def in_random_colors(pool: ScenePool, index_B: Tensor) -> Tensor:
 
 def clip_normalized(pixels_B3HW: Tensor) -> Tensor:
     """Pixels in [0, 1] as the vision tower takes them."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    mean, std = (pixels_B3HW.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
     return (pixels_B3HW - mean) / std
 
 
@@ -70,7 +71,7 @@ def train_vision(
 ) -> AttributeHeads:
     """Train in place; the heads that read it, for measuring."""
     torch.manual_seed(settings.seed)
-    heads = AttributeHeads(tower.clip.config.hidden_size)
+    heads = AttributeHeads(tower.clip.config.hidden_size).to(tower.clip.device)
     tower.requires_grad_(True).train()
     num_random = round(params.random_colors * params.batch)
 

@@ -62,17 +62,19 @@ def train_decoder(
     """Train in place; the classes that it was trained with, for measuring."""
     torch.manual_seed(settings.seed)
     decoder.initialize()
-    classes = SceneClass(decoder.config.width)
+    device = decoder.position.device
+    classes = SceneClass(decoder.config.width).to(device)
     with settings.autocast():
         latents_SZHW = pool_latents(tokenizer, pool)
     decoder.requires_grad_(True).train()
 
     def losses_at(step: int) -> dict[str, Tensor]:
         index_B = batch_at(step, params.batch, len(pool), settings.seed)
-        dropped_B = torch.rand(len(index_B)) < params.drop
+        # Random numbers come from the CPU, the same on every device.
+        dropped_B = (torch.rand(len(index_B)) < params.drop).to(device)
         replacements_BL = random_replacements(len(index_B), tokenizer.config, params.code_corruption)
         asked = teacher_forcing_from_latent(
-            tokenizer, latents_SZHW[index_B], replacements_BL, params.softness
+            tokenizer, latents_SZHW[index_B], replacements_BL.to(device), params.softness
         )
         logits_BLV = class_logits(decoder, classes(pool, index_B, dropped_B), dropped_B, asked.seen)
         targets = asked.codes if asked.soft_targets is None else asked.soft_targets

@@ -2,9 +2,7 @@
 
 import math
 import multiprocessing
-import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any
 
 from model.errors import UserError
 from training.errors import Stopped
+from training.parent_death import die_with_parent
 
 # How a worker ended: ("done",), ("stopped", why) or ("failed", whether the user can mend it, why).
 Outcome = tuple
@@ -23,7 +22,6 @@ PartReport = Callable[[str, int, dict[str, float]], None]
 POLL_SECONDS = 0.2
 # A worker that was asked to stop saves first; one that takes longer is killed.
 PATIENCE_SECONDS = 20.0
-ORPHANED = 70
 
 
 @dataclass(frozen=True)
@@ -62,15 +60,9 @@ def _run(worker: Worker, channel: ParentChannel) -> None:
     """The life of one process."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: channel.stop.set())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    die_with_parent(multiprocessing.parent_process().pid)
     with channel.telling():
         worker(channel)
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed may start again at once: an orphan must not write beside its successor."""
-    multiprocessing.parent_process().join()
-    os._exit(ORPHANED)
 
 
 class WorkerProcesses:

@@ -37,6 +37,10 @@ class SaveError(OSError):
     """A checkpoint could not be written; the ones before it are untouched."""
 
 
+class NonFiniteError(ArithmeticError):
+    """A weight or a state is not finite: such a checkpoint is never written."""
+
+
 def save_step(
     folder: Path,
     step: int,
@@ -45,7 +49,7 @@ def save_step(
     keep: int = 2,
     write_parts: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Commit one step, then drop all but the newest `keep`; SaveError leaves what was there as it was.
+    """Commit one step, then drop all but the newest `keep`; any error leaves what was there as it was.
 
     Args:
         state: JSON as it stands (text keys, no tuples); use `flatten_state` for anything else.
@@ -54,6 +58,7 @@ def save_step(
     if step < 0 or keep < 1:
         raise UserError(f"step must be at least 0 and keep at least 1, got step={step}, keep={keep}")
     refuse_what_json_alters(state, f"the state of step {step}")
+    _refuse_non_finite(tensors, step)
     folder = Path(folder)
     final, beside = folder / f"step_{step}", folder / f"step_{step}.tmp"
     try:
@@ -67,6 +72,12 @@ def save_step(
         raise SaveError(f"step {step} could not be saved in {folder}: {error}; {left}") from error
     _prune(folder, step, keep)
     return final
+
+
+def _refuse_non_finite(tensors: Mapping[str, Tensor], step: int) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise NonFiniteError(f"step {step} is not saved: {name} has values that are not finite")
 
 
 def load_latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:

@@ -37,8 +37,10 @@ def prepare(
     from training.params import load_params
 
     chosen = load_params(params, size)
-    summary = prepare(chosen.prepare, chosen.seed, data, out, lambda name: typer.echo(name, err=True))
-    print_result(summary, f"{out}: {sum(summary.values())} records", as_json)
+    summary = prepare(chosen.prepare, chosen.seed, data, out)
+    total = sum(written.records for written in summary.values())
+    facts = {name: dataclasses.asdict(written) for name, written in summary.items()}
+    print_result(facts, f"{out}: {total} records", as_json)
 
 
 def train(

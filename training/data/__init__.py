@@ -6,6 +6,7 @@ Door:
     readers: open_dataset
     samples: Sample
     batches: Batches, open_mixture
+    content: files_sha256, samples_sha256
     bad_records: BadRecordLog
     class_prompts: article
     code_corruption: random_replacements

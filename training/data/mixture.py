@@ -42,14 +42,19 @@ class Mixture:
 
     def sample_at(self, n: int) -> Sample:
         """The n-th sample of the endless order, counted from 0."""
+        part, index = self.location_at(n)
+        return self.datasets[part][index]
+
+    def location_at(self, n: int) -> tuple[int, int]:
+        """Where the n-th sample of the endless order lies: which dataset, and which record of it."""
         if n < 0:
             raise UserError(f"n must not be negative, got {n}")
         block, place = divmod(n, BLOCK)
         choices, ranks = _schedule(self.seed, block, self.quotas)
         part = int(choices[place])
-        dataset = self.datasets[part]
-        epoch, position = divmod(block * self.quotas[part] + int(ranks[place]), len(dataset))
-        return dataset[int(_order(self.seed, part, epoch, len(dataset))[position])]
+        size = len(self.datasets[part])
+        epoch, position = divmod(block * self.quotas[part] + int(ranks[place]), size)
+        return part, int(_order(self.seed, part, epoch, size)[position])
 
 
 def _quotas(weights: Sequence[float]) -> tuple[int, ...]:

@@ -91,6 +91,9 @@ def _row_attempts(source: str, path: Path, image_root: Path | None) -> Iterator[
                 yield path, index, partial(sample_of, record, identity, source, tuple(refs), meta)
                 index += 1
     except (pa.ArrowException, OSError) as error:
+        # Arrow tells of damage by an OSError without a number, too.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise UserError(f"{path} is not a readable parquet file: {error}") from None
 
 
@@ -134,7 +137,7 @@ def _members(path: Path) -> Iterator[tuple[str, dict[str, ImageRef]]]:
                 last = match[1]
                 members[match[2].lower()] = ImageRef(path, entry.offset_data, entry.size)
             end = ImageRef(path, tar.offset, tarfile.BLOCKSIZE).read()
-    except (tarfile.TarError, OSError) as error:
+    except tarfile.TarError as error:
         raise UserError(f"{path} is not a readable tar shard: {error}") from None
     # The standard reader takes a damaged header for the end of the archive.
     if end != bytes(tarfile.BLOCKSIZE):

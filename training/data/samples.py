@@ -1,7 +1,9 @@
 """One sample to learn from: a conversation with its pictures, checked where it enters."""
 
 import io
+import logging
 import struct
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from model.errors import UserError
 from model.processing import IMAGE_GEN
 from model.text_tokenizer import EOS, IMAGE, IMAGE_END, IMAGE_PAD, IMAGE_START, PAD
 
+logger = logging.getLogger(__name__)
+
 # What files call the three speakers; LLaVA and ShareGPT say human and gpt.
 ROLES = {
     "system": "system",
@@ -23,6 +27,10 @@ ROLES = {
     "assistant": "assistant",
 }
 RESERVED = (EOS, PAD, IMAGE_START, IMAGE_END, IMAGE_PAD)
+# What a user must mend; any other OSError is a file system that will be back, such as NFS.
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+# Waits between attempts to read.
+RETRY_SECONDS = (0.5, 2.0, 8.0)
 # What Pillow raises for bytes that are no picture, or only half of one.
 _BROKEN = (
     OSError,
@@ -62,15 +70,30 @@ class ImageRef:
     def open(self) -> Image.Image:
         """The picture, upright, RGB, transparent places white, as the service reads pictures too.
 
-        Raises ValueError that names the picture when it is missing or broken.
+        Raises UserError that names the picture when it is missing or broken, and OSError when the file system
+        fails several times in a row.
         """
+        content = self._read_with_retries()
         try:
-            with Image.open(io.BytesIO(self.read())) as image:
+            with Image.open(io.BytesIO(content)) as image:
                 return _flat(ImageOps.exif_transpose(image))
-        except FileNotFoundError:
-            raise UserError(f"missing image {self.path}") from None
         except _BROKEN as error:
             raise UserError(f"broken image {self.path}: {error}") from None
+
+    def _read_with_retries(self) -> bytes:
+        for wait in RETRY_SECONDS:
+            try:
+                return self._read_or_refuse()
+            except OSError as error:
+                logger.warning("%s cannot be read, trying again in %g s: %s", self.path, wait, error)
+                time.sleep(wait)
+        return self._read_or_refuse()
+
+    def _read_or_refuse(self) -> bytes:
+        try:
+            return self.read()
+        except _NOT_THERE as error:
+            raise UserError(f"missing image {self.path}: {error.strerror}") from None
 
 
 def _flat(image: Image.Image) -> Image.Image:

@@ -1,12 +1,13 @@
 """The embedded data set: scenes of real handwritten digits, rendered and described.
 
-`scans` reads the raw data, `scenes` draws it, `instructions` words it, `prepare` writes published layouts.
+`scans` reads the raw data, `scenes` draws it, `scene_renderer` and `instructions` make pictures and
+sentences, `records` joins them, `prepare` writes published layouts.
 
 Door:
     scenes: BACKGROUNDS, COLORS, SIDE, Scene, render, split_scans
-    prepare: POPE_SETTINGS, prepare
+    prepare: prepare
     scene_pool: ScenePool, batch_at, read_pool
-    instructions: sample_prompts
+    instructions: POPE_SETTINGS, sample_prompts
     scans: load_scans
-May import: data
+May import: data, tracking
 """

@@ -21,6 +21,8 @@ DRAW_TWO = ("Draw {first} and {second}.",)
 RECOLOR = ("Draw this digit in {color} on {background}.", "Make this digit {color} on {background}.")
 TEXT_CONTEXT = "The image shows {caption}."
 SAY = "Only say it: {short}."
+# How POPE chooses the object that is not there (arXiv:2305.10355).
+POPE_SETTINGS = ("random", "popular", "adversarial")
 # What can be said and is never drawn.
 OTHER_COLORS = ("amber", "beige", "brown", "golden", "indigo", "maroon", "olive", "silver", "tan", "violet")
 OTHER_THINGS = ("apple", "bird", "boat", "flower", "horse", "house", "letter", "lion", "star", "tree")

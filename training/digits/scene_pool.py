@@ -27,6 +27,12 @@ class ScenePool:
     colors: Tensor
     backgrounds: Tensor
 
+    def to(self, device: torch.device) -> "ScenePool":
+        """The same pool in the memory of a device."""
+        return ScenePool(
+            *(part.to(device) for part in (self.pixels, self.digits, self.colors, self.backgrounds))
+        )
+
     def __len__(self) -> int:
         return len(self.digits)
 

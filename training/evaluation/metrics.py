@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.digits.prepare import POPE_SETTINGS
+from training.digits.instructions import POPE_SETTINGS
 from training.digits.scenes import Scene
 from training.evaluation.judge import Verdict
 

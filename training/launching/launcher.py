@@ -25,13 +25,14 @@ from types import FrameType
 import psutil
 
 from model.errors import UserError
-from training.launching.exit_codes import CRASHED, DONE, PERMANENT, STOPPED
+from training.launching.exit_codes import CRASHED, DONE, LAUNCHER_PID, PERMANENT, STOPPED
 
 # torch is imported where a group needs it: a process that is alone imports it once, as training itself.
 
 logger = logging.getLogger(__name__)
 
 EXIT_GRACE_SECONDS = 1.0
+BACKBONES = "backbones"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +193,7 @@ def run_elastic(rendezvous: Rendezvous, command: Sequence[str]) -> int:
         # The agent would take the others as its own end and forget how its children ended.
         signals_to_handle="SIGQUIT",
     )
+    os.environ[LAUNCHER_PID] = str(os.getpid())
     try:
         elastic_launch(settings, command[0])(*command[1:])
     except ChildFailedError as error:
@@ -238,6 +240,8 @@ def launch(options: argparse.Namespace, passed_on: Sequence[str], environment: M
     """Runs a stage as the arguments and the environment say; does not return if it is alone."""
     rendezvous = read_rendezvous(environment, options.nproc)
     command = [sys.executable, "-m", options.module, options.stage, "--outputs", options.outputs, *passed_on]
+    if options.stage == BACKBONES and rendezvous.max_nodes * rendezvous.num_processes > 1:
+        raise UserError(f"{BACKBONES} is one process, which starts its own: run it without --nproc or nodes")
     if rendezvous.is_alone:
         os.execv(command[0], command)
     if not rendezvous.is_host:

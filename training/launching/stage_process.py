@@ -1,6 +1,6 @@
 """Runs one stage in this process: `python -m training.launching.stage_process stage1`.
 
-Exit codes: 0 done, 2 the user's mistake, 143 stopped on a signal after saving.
+Exit codes: 0 done, 2 the user's mistake, 138 a disk or network failed, 143 stopped on a signal after saving.
 """
 
 import argparse
@@ -12,7 +12,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.launching.exit_codes import DONE, PERMANENT, STOPPED
+from training.launching.exit_codes import CRASHED, DONE, LAUNCHER_PID, PERMANENT, STOPPED
+from training.parent_death import die_with_parent
 
 # Not __name__, which is __main__ here.
 logger = logging.getLogger("training.launching.stage_process")
@@ -64,6 +65,8 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a stage and returns the exit code."""
+    if launcher := os.environ.get(LAUNCHER_PID):
+        die_with_parent(int(launcher))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -78,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         logger.error("error: %s", error)
         return PERMANENT
+    except OSError:
+        logger.exception("a disk or a network failed; a later start goes on from the last checkpoint")
+        return CRASHED
     except Stopped as stopped:
         logger.info("%s", stopped)
         return STOPPED

@@ -16,6 +16,8 @@ from training.params import Params
 from training.registry.lineage import Lineage, config_sha256, data_md5, git_facts, write_lineage
 
 IDENTITY_LENGTH = 12
+# Parameters that may change between two starts of one training, as after running out of memory.
+NOT_DECIDING = frozenset({"micro_batch", "checkpoint_every", "max_skipped"})
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,10 @@ class StageFolders:
         verify(folder)
         return load_model(folder)
 
-    def identity(self, params: Params, start_sha256: str) -> str:
+    def identity(self, params: Params, start_sha256: str, samples_sha256: str) -> str:
         """Names what would be learned: checkpoints of another recipe, start or data are not continued."""
-        facts = {"config": config_of(params, self.stage), "start": start_sha256}
-        summary = self.prepared / "summary.json"
-        facts["prepared"] = summary.read_text() if summary.is_file() else ""
+        facts = {"config": _deciding(config_of(params, self.stage), self.stage), "start": start_sha256}
+        facts["samples"] = samples_sha256
         facts["data"] = data_md5(self.data_pointer)
         return config_sha256(facts)[:IDENTITY_LENGTH]
 
@@ -108,6 +109,12 @@ class StageFolders:
     def start_sha256(self, stage: str) -> str:
         """The hash of the weights that a stage starts from."""
         return manifest_sha256(self.outputs / stage / "model")
+
+
+def _deciding(config: dict[str, Any], stage: str) -> dict[str, Any]:
+    """A configuration without what decides only how quickly the same is learned, and how closely rounded."""
+    section = {key: value for key, value in config[stage].items() if key not in NOT_DECIDING}
+    return {key: value for key, value in config.items() if key != "precision"} | {stage: section}
 
 
 def config_of(params: Params, stage: str) -> dict[str, Any]:

@@ -9,13 +9,15 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from model.errors import UserError
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
 from training.data.bad_records import BadRecordLog
 from training.data.batches import Batches, open_mixture
+from training.data.content import samples_sha256
 from training.digits.instructions import sample_prompts
 from training.errors import Stopped
-from training.params import Params
+from training.params import Params, StageParams
 from training.registry.stage_folders import StageFolders, config_of
 from training.run_context import RunContext
 from training.stages.stage_table import Stage, freeze_for, stage_named
@@ -27,32 +29,52 @@ from training.tracking.tracker import EXPERIMENT, LOG_EVERY, Tracker, open_track
 logger = logging.getLogger(__name__)
 
 
-def run_stage(name: str, params: Params, place: StageFolders, setting: RunContext) -> None:
-    """Train one stage and publish it. ValueError for what the user must mend; Stopped after saving."""
+def run_stage(name: str, params: Params, folders: StageFolders, context: RunContext) -> None:
+    """Train one stage and publish it. UserError for what the user must mend; Stopped after saving."""
     stage, stage_params = stage_named(name), getattr(params, name)
     bad_records = BadRecordLog()
-    mixture = open_mixture(place.prepared, stage_params.mixture, params.seed, bad_records)
+    mixture = open_mixture(folders.prepared, stage_params.mixture, params.seed, bad_records)
     bad_records.check(params.prepare.bad_record_share)
-    model, processor = place.load(stage.starts_from)
-    identity = place.identity(params, place.start_sha256(stage.starts_from))
+    model, processor = folders.load(stage.starts_from)
+    content = samples_sha256(mixture.datasets)
+    identity = folders.identity(params, folders.start_sha256(stage.starts_from), content)
     # All that a user can cause has been said; from here on processes depend on each other.
     accelerator = make_accelerator(params.precision)
+    _refuse_impossible(name, stage_params, model, accelerator.num_processes)
     model.to(accelerator.device)
     trainer = Trainer(
         accelerator,
         model,
         freeze_for(model, stage),
-        Batches(mixture, processor, model.config.image_tokenizer_config, stage_params, params.seed),
+        Batches(
+            mixture,
+            processor,
+            model.config.image_tokenizer_config,
+            stage_params,
+            params.seed,
+            bad_records,
+            params.prepare.bad_record_share,
+        ),
         stage_params,
         params.optimizer,
         params.seed,
-        place.folder / identity,
-        setting.should_stop,
+        folders.folder / identity,
+        context.should_stop,
     )
-    run = StageRun(stage, params, place, setting, accelerator, trainer, model, processor)
+    run = StageRun(stage, params, folders, context, accelerator, trainer, model, processor)
     if accelerator.is_main_process:
-        bad_records.save(place.folder / "bad_records.json")
+        bad_records.save(folders.folder / "bad_records.json")
     run.train()
+
+
+def _refuse_impossible(
+    name: str, params: StageParams, model: VargptForConditionalGeneration, num_processes: int
+) -> None:
+    """Raise UserError for what every process sees alike, before any of them waits for another."""
+    if params.batch < num_processes:
+        raise UserError(f"{name}.batch {params.batch} gives {num_processes} processes no sample each")
+    if params.max_tokens > (context := model.config.text_config.max_position_embeddings):
+        raise UserError(f"{name}.max_tokens {params.max_tokens} exceeds the model's context of {context}")
 
 
 class StageRun:
@@ -62,23 +84,24 @@ class StageRun:
         self,
         stage: Stage,
         params: Params,
-        place: StageFolders,
-        setting: RunContext,
+        folders: StageFolders,
+        context: RunContext,
         accelerator: Accelerator,
         trainer: Trainer,
         model: VargptForConditionalGeneration,
         processor: VargptProcessor,
     ) -> None:
-        self.stage, self.params, self.place, self.setting = stage, params, place, setting
+        self.stage, self.params, self.folders, self.context = stage, params, folders, context
         self.accelerator, self.trainer, self.model, self.processor = accelerator, trainer, model, processor
         self.tracker: Tracker = open_tracker(
-            setting.tracking_uri, EXPERIMENT, setting.spool, accelerator.is_main_process
+            context.tracking_uri, EXPERIMENT, context.spool, accelerator.is_main_process
         )
         self.began, self.seconds_before, self.run_id = time.monotonic(), 0.0, ""
-        self.lineage = place.lineage(params, setting.commit)
+        self.lineage = folders.lineage(params, context.commit)
 
     def train(self) -> None:
         """Go on from the newest checkpoint to the end, and publish."""
+        self._name_other_checkpoints()
         first, beside = self.trainer.resume()
         self.seconds_before = beside.get("seconds", 0.0)
         self._start_run(beside)
@@ -97,13 +120,22 @@ class StageRun:
             self._point()
         self.accelerator.wait_for_everyone()
 
+    def _name_other_checkpoints(self) -> None:
+        """Whoever changed a parameter by mistake must see that the run begins anew."""
+        if self.accelerator.is_main_process:
+            others = {path.parent for path in self.folders.folder.glob("*/step_*")} - {
+                self.trainer.checkpoints
+            }
+            for folder in sorted(others):
+                logger.warning("%s is of other parameters, data or start: not continued", folder)
+
     @property
     def _steps(self) -> int:
         return self.trainer.params.steps
 
     def _start_run(self, beside: dict[str, Any]) -> None:
         """One run over all attempts: its name lies in a file from the first attempt on."""
-        note = self.place.folder / f"{self.trainer.checkpoints.name}.run.json"
+        note = self.folders.folder / f"{self.trainer.checkpoints.name}.run.json"
         known = json.loads(note.read_text())["run"] if note.is_file() else None
         config = config_of(self.params, self.stage.name)
         self.run_id = self.tracker.start(
@@ -112,7 +144,7 @@ class StageRun:
         if self.accelerator.is_main_process:
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(json.dumps({"run": self.run_id}))
-        self.tracker.dataset("digits", self.lineage.data_md5, str(self.place.data_pointer.with_suffix("")))
+        self.tracker.dataset("digits", self.lineage.data_md5, str(self.folders.data_pointer.with_suffix("")))
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.began
@@ -129,6 +161,7 @@ class StageRun:
                 "gradient_norm": report.gradient_norm,
                 "steps_per_second": done / max(self._seconds(), 1e-9),
                 "tokens_per_step": report.num_tokens,
+                "skipped_steps": report.num_skipped,
             }
             losses = {f"loss/{name}": value for name, value in report.losses.items()}
             self.tracker.log(done, **rates, **losses)
@@ -147,7 +180,7 @@ class StageRun:
                 self._steps, "samples", sample_sheet(self.model, self.processor, sample_prompts())
             )
         facts = dataclasses.asdict(self.lineage)
-        self.weights = self.place.publish(self.model, self.processor, {**facts, "run_id": self._known_id()})
+        self.weights = self.folders.publish(self.model, self.processor, {**facts, "run_id": self._known_id()})
         self.tracker.tag(**{"vargpt.weights_sha256": self.weights})
 
     def _known_id(self) -> str:
@@ -156,8 +189,8 @@ class StageRun:
 
     def _point(self) -> None:
         """The pointer says that the stage is done; its checkpoints have served."""
-        self.place.point(self.weights, self._known_id(), self._seconds())
-        for stale in self.place.folder.glob("*.run.json"):
+        self.folders.point(self.weights, self._known_id(), self._seconds())
+        for stale in self.folders.folder.glob("*.run.json"):
             shutil.rmtree(stale.with_name(stale.name.removesuffix(".run.json")), ignore_errors=True)
             stale.unlink()
-        logger.info("%s is done: %s", self.stage.name, self.place.model_dir)
+        logger.info("%s is done: %s", self.stage.name, self.folders.model_dir)

@@ -1,7 +1,8 @@
 """The training loop of every stage, on one process or many: pure in the step, so any stop can be continued.
 
-Losses are divided by the real token counts of all processes together, so how many processes share a step does
-not change what is learned.
+Losses are divided by the real token counts of all processes together, so the same samples give the same
+gradient however many processes share a step. Drop path, the one random layer (off in `tiny`), draws its
+numbers by process: with it, another number of processes drops other branches.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from training.checkpoints import store
 from training.checkpoints.state_trees import flatten_state, unflatten_state
 from training.data.batches import Batches
 from training.errors import Stopped
+from training.optimization.gradient_guard import GradientGuard
 from training.optimization.optimizer import make_adamw
 from training.optimization.schedule import set_learning_rates
 from training.optimization.weight_average import WeightAverage
@@ -59,7 +61,12 @@ class StageLoss(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         sums = self.model.loss_sums(**batch, softness=self.softness)
-        return torch.cat([sums.text.reshape(1), sums.image_by_scale])
+        joined = torch.cat([sums.text.reshape(1), sums.image_by_scale])
+        if joined.requires_grad:
+            return joined
+        # Nothing here reaches what learns, such as words alone in stage 3: gradients are zero, not missing,
+        # so that processes still agree on what they exchange.
+        return joined + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
 
 
 def token_counts(batch: dict[str, Tensor], scales: tuple[int, ...]) -> Tensor:
@@ -71,13 +78,17 @@ def token_counts(batch: dict[str, Tensor], scales: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step showed: losses in nats per token, rate, and the words and image tokens learned from."""
+    """What one step showed: losses in nats per token, rate, and the words and image tokens learned from.
+
+    `num_skipped` counts the steps of this run so far that changed nothing as their gradient was not finite.
+    """
 
     step: int
     learning_rate: float
     losses: dict[str, float]
     gradient_norm: float
     num_tokens: int
+    num_skipped: int
 
 
 class Trainer:
@@ -107,6 +118,7 @@ class Trainer:
         self.loss, self.optimizer = accelerator.prepare(StageLoss(model, params.softness), optimizer)
         self.language_model, self.scales = model.language_model, model.config.scales
         self.average = WeightAverage(learning, params.ema)
+        self.guard = GradientGuard(params.max_skipped)
 
     def resume(self) -> tuple[int, dict[str, Any]]:
         """Go on from the newest intact checkpoint: steps done, and what was kept beside; (0, {}) for none."""
@@ -124,8 +136,12 @@ class Trainer:
         self.optimizer.load_state_dict(trees["optimizer"])
         return step, state["beside"]
 
-    def save(self, step: int, beside: dict[str, Any]) -> None:
-        """Commit everything that `resume` needs. A full disk costs the checkpoint, not the training."""
+    def save(self, step: int, beside: dict[str, Any]) -> bool:
+        """Commit everything that `resume` needs; whether the disk has taken it.
+
+        Raises NonFiniteError when a weight is not finite.
+        """
+        has_failed = False
         if self.accelerator.is_main_process:
             trees = {
                 "weights": [parameter.detach() for parameter in self.learning],
@@ -137,23 +153,31 @@ class Trainer:
                 store.save_step(self.checkpoints, step, tensors, {"trees": tree, "beside": beside})
             except store.SaveError as error:
                 logger.warning("%s", error)
-        self.accelerator.wait_for_everyone()
+                has_failed = True
+        return not self._on_any(has_failed)
 
     def run(self, first: int, on_step: Callable[[StepReport], None], beside: Callable[[], dict]) -> None:
-        """Learn from step `first` to the end, saving on the way; raises Stopped after saving."""
+        """Learn from step `first` to the end, saving on the way.
+
+        A full disk costs a checkpoint on the way, not the training.
+
+        Raises:
+            Stopped: asked to stop, and saved.
+            SaveError: asked to stop, and what was learned since the last checkpoint could not be saved.
+        """
         with eager_attention(self.language_model, self.accelerator.mixed_precision):
             for step in range(first, self.params.steps):
-                if self._asked_to_stop():
-                    if step > first:
-                        self.save(step, beside())
+                if self._on_any(self.should_stop()):
+                    if step > first and not self.save(step, beside()):
+                        raise store.SaveError(f"stopped after {step} steps, which could not be saved")
                     raise Stopped(f"stopped after {step} of {self.params.steps} steps")
                 on_step(self._learn(step))
                 if (step + 1) % self.params.checkpoint_every == 0 and step + 1 < self.params.steps:
                     self.save(step + 1, beside())
 
-    def _asked_to_stop(self) -> bool:
-        asked = self.should_stop()
-        return bool(self._over_all(torch.tensor(float(asked))) > 0)
+    def _on_any(self, claim: bool) -> bool:
+        """Whether it is so on any process; all processes must ask together."""
+        return bool(self._over_all(torch.tensor(float(claim))) > 0)
 
     def _learn(self, step: int) -> StepReport:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -163,10 +187,13 @@ class Trainer:
         totals = self._over_all(sum(token_counts(part, self.scales) for part in parts))
         self.optimizer.zero_grad()
         shown = torch.stack([self._add_gradients(part, totals, part is parts[-1]) for part in parts]).sum(0)
-        norm = self.accelerator.clip_grad_norm_(self.learning, self.clip_norm)
-        self.optimizer.step()
-        self.average.update(step + 1)
-        return StepReport(step, rate, _named(self._over_all(shown), totals), float(norm), int(totals.sum()))
+        norm = float(self.accelerator.clip_grad_norm_(self.learning, self.clip_norm))
+        # Where nothing is asked for, momentum and decay alone must not move weights.
+        if self._weigh(totals) > 0 and self.guard.allows(step, norm, lambda: self.batches.names_at(step)):
+            self.optimizer.step()
+            self.average.update(step + 1)
+        losses = _named(self._over_all(shown), totals)
+        return StepReport(step, rate, losses, norm, int(totals.sum()), self.guard.num_skipped)
 
     def _add_gradients(self, part: dict[str, Tensor], totals: Tensor, is_last: bool) -> Tensor:
         """Sums of one micro-batch, whose gradients processes exchange after the last one only."""
@@ -174,7 +201,7 @@ class Trainer:
         with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.loss):
             sums = self.loss(part)
             # Processes' gradients are averaged, so their number is put back.
-            self.accelerator.backward(self._weighed(sums, totals) * self.accelerator.num_processes)
+            self.accelerator.backward(self._loss(sums, totals) * self.accelerator.num_processes)
         return sums.detach()
 
     def _over_all(self, values: Tensor) -> Tensor:
@@ -182,10 +209,16 @@ class Trainer:
         values = values.to(self.accelerator.device)
         return values if self.accelerator.num_processes == 1 else self.accelerator.reduce(values)
 
-    def _weighed(self, sums: Tensor, totals: Tensor) -> Tensor:
+    def _loss(self, sums: Tensor, totals: Tensor) -> Tensor:
+        """The share of this micro-batch in the loss of the whole step."""
         text = sums[0] / totals[0].clamp(min=1)
         image = sums[1:].sum() / totals[1:].sum().clamp(min=1)
         return self.params.text_weight * text + self.params.image_weight * image
+
+    def _weigh(self, totals: Tensor) -> float:
+        """How much a step asks for: words and image tokens by the weight of their loss."""
+        words, drawn = float(totals[0]), float(totals[1:].sum())
+        return self.params.text_weight * words + self.params.image_weight * drawn
 
 
 def _make_optimizer(

@@ -5,7 +5,7 @@ Training never waits for MLflow and never fails because of it.
 Door:
     tracker: EXPERIMENT, LOG_EVERY, Tracker, open_tracker
     sample_sheet: sample_sheet
-    progress: ProgressLine, progress_line
+    progress: ProgressLine, ProgressLines, progress_line, progress_lines
     sender: sync_spools
     mlflow_run: connect, find_run, outage_errors, redact
 May import: no other room

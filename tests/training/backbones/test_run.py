@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from training.backbones.build import make_backbones
+from training.errors import Stopped
 from training.params import load_params
-from training.stages.trainer import Stopped
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = """
@@ -23,8 +23,8 @@ import hashlib, sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[:0] = [{root!r}, {tests!r}]
-    from test_training_backbones_run import small_params
+    sys.path[:0] = [{root!r}]
+    from tests.training.backbones.test_run import small_params
     from training.backbones.build import make_backbones
 
     def say_nothing(part, step, losses):
@@ -83,7 +83,7 @@ def prepared(tmp_path):
 
 def start(tmp_path, prepared, folder):
     script = tmp_path / "make.py"
-    script.write_text(SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    script.write_text(SCRIPT.format(root=str(ROOT)))
     command = [sys.executable, str(script), str(prepared), str(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
 

@@ -9,6 +9,7 @@ from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
 from model.text_tokenizer import build_text_tokenizer
 from tests.training.volume import ROOT
+from training.data.bad_records import BadRecordLog
 from training.data.batches import Batches
 from training.data.code_corruption import random_replacements
 from training.data.mixture import Mixture
@@ -98,7 +99,8 @@ def test_a_sample_has_the_same_mistakes_in_whichever_process(tmp_path):
     config = preset("tiny")
     processor = VargptProcessor.for_config(config, build_text_tokenizer(["Draw Here:"], config))
     params = load_params(ROOT / "params.yaml", "smoke").stage3
-    batches = Batches(Mixture([(samples, 1.0)], 0), processor, CONFIG, params, seed=0)
+    mixture = Mixture([(samples, 1.0)], 0)
+    batches = Batches(mixture, processor, CONFIG, params, 0, BadRecordLog(), bad_record_share=1.0)
 
     def replacements(rank, world):
         return torch.cat([part["replacements"] for part in batches.at(3, rank, world)])

@@ -25,7 +25,7 @@ def test_parquet_gives_the_samples_of_the_json_layout(tmp_path):
     assert [pixel(sample.images[0]) for sample in samples] == [RED, (1, 2, 3), (9, 9, 9)]
     assert samples[0].messages == (Message("user", "<image>\nWhich?"), Message("assistant", "Seven."))
     assert [(sample.id, sample.meta) for sample in samples][2] == ("2", {"data_source": "c"})
-    assert [(bad_record.index, bad_record.reason) for bad_record in bad_records.bad_records] == [
+    assert [(bad_record.index, bad_record.reason) for bad_record in bad_records.records] == [
         (3, "0 images for 1 placeholders")
     ]
 
@@ -38,7 +38,7 @@ def test_parquet_holds_bare_bytes_and_several_pictures_too(tmp_path):
 
     samples, bad_records = read(tmp_path)
 
-    assert not bad_records.bad_records
+    assert not bad_records.records
     assert [[pixel(image) for image in sample.images] for sample in samples] == [[RED], [RED, (9, 9, 9)]]
 
 
@@ -50,7 +50,7 @@ def test_broken_cells_are_bad_records(tmp_path):
     samples, bad_records = read(path)
 
     assert len(samples) == 1
-    assert [bad_record.index for bad_record in bad_records.bad_records] == [0, 1, 2]
+    assert [bad_record.index for bad_record in bad_records.records] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("keep", [10, 0.5])
@@ -99,7 +99,7 @@ def test_tar_members_with_one_key_are_one_sample(tmp_path):
     assert samples[0].meta == facts
     assert samples[0].messages[1].content == "a red seven"
     assert [pixel(image) for image in samples[1].images] == [RED, (9, 9, 9)]
-    assert [bad_record.index for bad_record in bad_records.bad_records] == [3, 4, 5]
+    assert [bad_record.index for bad_record in bad_records.records] == [3, 4, 5]
 
 
 def test_class_folders_become_requests_to_draw_that_never_change(tmp_path):
@@ -113,7 +113,7 @@ def test_class_folders_become_requests_to_draw_that_never_change(tmp_path):
 
     samples, bad_records = read(tmp_path)
 
-    assert (len(samples), len(bad_records.bad_records)) == (40, 1)
+    assert (len(samples), len(bad_records.records)) == (40, 1)
     assert samples == read(tmp_path)[0]
     assert {sample.messages[0].content for sample in samples[:20]} == {
         "Please design a drawing of a tench.",

@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 
 from tests.training.raw_data import copy_raw_data
-from training.digits.prepare import POPE_SETTINGS, SceneRenderer, prepare, wishes
+from training.digits.instructions import POPE_SETTINGS
+from training.digits.prepare import prepare
+from training.digits.records import drawing_prompts
 from training.digits.scans import load_scans
+from training.digits.scene_renderer import SceneRenderer
 from training.digits.scenes import BACKGROUNDS, COLORS, DIGITS, TUNING_PAIRS, UNSEEN_PAIRS, split_scans
 from training.params import load_params
 from training.registry.lineage import md5_on_disk
@@ -37,7 +40,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(params, data, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared")
-    prepare(params, 0, data, out, lambda name: None)
+    prepare(params, 0, data, out)
     return out
 
 
@@ -92,8 +95,8 @@ def test_drawing_prompts_cover_every_combination_with_kept_pairs_marked(prepared
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(params, data, prepared, tmp_path):
-    prepare(params, 0, data, tmp_path / "again", lambda name: None)
-    prepare(params, 1, data, tmp_path / "other", lambda name: None)
+    prepare(params, 0, data, tmp_path / "again")
+    prepare(params, 1, data, tmp_path / "other")
 
     assert md5_on_disk(tmp_path / "again") == md5_on_disk(prepared)
     assert md5_on_disk(tmp_path / "other") != md5_on_disk(prepared)
@@ -140,7 +143,7 @@ def test_the_first_prompts_already_hold_every_digit_and_a_share_of_kept_pairs(pr
 
 
 def test_two_passes_ask_for_every_combination_with_and_without_a_description(data):
-    asked = [record["meta"] for record, _ in wishes(SceneRenderer(data, "test", 0, 0.0), 600)]
+    asked = [record["meta"] for record, _ in drawing_prompts(SceneRenderer(data, "test", 0, 0.0), 600)]
 
     assert (
         len({tuple(meta[name] for name in ("family", "digit", "color", "background")) for meta in asked})
@@ -153,7 +156,7 @@ def test_the_tiny_size_asks_for_enough_drawings(data):
 
     asked = [
         record["meta"]
-        for record, _ in wishes(SceneRenderer(data, "test", params.seed, 0.0), params.prepare.test)
+        for record, _ in drawing_prompts(SceneRenderer(data, "test", params.seed, 0.0), params.prepare.test)
     ]
 
     assert len(asked) >= 600

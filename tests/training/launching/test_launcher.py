@@ -271,3 +271,12 @@ def test_a_wrong_number_of_processes_ends_with_two_and_the_reason(start):
 
     assert process.returncode == 2
     assert "error: --nproc must count at least 1, not 'some'" in said
+
+
+def test_backbones_of_several_processes_are_refused_in_one_line(start, tmp_path):
+    for process in (start("backbones", "--nproc", "2"), start("backbones", **operator_says(2))):
+        _, errors = process.communicate(timeout=60)
+
+        assert process.returncode == 2
+        assert "error: backbones is one process" in errors and "Traceback" not in errors
+    assert not (tmp_path / "outputs").exists()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -132,6 +133,43 @@ def test_two_processes_learn_what_one_learns(place, tmp_path):
         torch.testing.assert_close(both[key], value, rtol=0, atol=2e-3, msg=key)
 
 
+@pytest.mark.slow
+def test_processes_without_drawings_of_their_own_learn_what_one_process_learns(place, tmp_path):
+    # Of two samples a step, one draws and one only speaks, most of the time.
+    mixed = {
+        "batch": 2,
+        "micro_batch": 1,
+        "steps": 4,
+        "mixture": {"drawing": 0.5, "text": 0.5},
+        "muon_lr": 0.0,
+    }
+    write_params(place, **SHORT | mixed)
+    alone = shutil.copytree(place, tmp_path / "alone")
+    finish(start(alone))
+    finish(start(place, "--nproc", "2", module="training.launching"))
+    both = weights(place)
+    for key, value in weights(alone).items():
+        torch.testing.assert_close(both[key], value, rtol=0, atol=2e-3, msg=key)
+
+
+def test_fewer_samples_than_processes_are_refused_at_the_start(place):
+    write_params(place, **SHORT | {"batch": 1})
+    errors = finish(start(place, "--nproc", "2", module="training.launching"), 2)
+    assert "stage1.batch 1 gives 2 processes no sample each" in errors
+
+
+def test_no_process_of_a_killed_launcher_lives_on(place):
+    launcher = start(place, "--nproc", "2", module="training.launching")
+    wait_for_step(place, 2)
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    assert len(children) >= 2
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+
+
 def test_what_mlflow_could_not_take_waits_in_the_spool(whole):
     [spool] = whole.glob("spool/*.jsonl")
     kinds = {json.loads(line)["kind"] for line in spool.read_text().splitlines()}
@@ -158,9 +196,40 @@ def test_what_the_user_must_mend_is_named_with_exit_code_2(place, damage, names,
 
 
 def test_checkpoints_of_another_recipe_start_or_data_are_not_continued(volume):
-    place = StageFolders("stage1", volume / "prepared", volume / "outputs", volume / "data.dvc")
+    folders = StageFolders("stage1", volume / "prepared", volume / "outputs", volume / "data.dvc")
     params = load_params(volume / "params.yaml", "smoke")
-    other = params.model_copy(update={"stage1": params.stage1.model_copy(update={"lr": 1e-4})})
-    names = {place.identity(params, "a"), place.identity(other, "a"), place.identity(params, "b")}
-    assert len(names) == 3
-    assert place.identity(params, "a") in names
+    names = {
+        folders.identity(params, "a", "d"),
+        folders.identity(changed(params, lr=1e-4), "a", "d"),
+        folders.identity(params, "b", "d"),
+        folders.identity(params, "a", "e"),
+    }
+    assert len(names) == 4
+    assert folders.identity(params, "a", "d") in names
+
+
+def changed(params, **stage1):
+    return params.model_copy(update={"stage1": params.stage1.model_copy(update=stage1)})
+
+
+def test_what_only_decides_how_quickly_the_same_is_learned_may_change_between_two_starts(volume):
+    folders = StageFolders("stage1", volume / "prepared", volume / "outputs", volume / "data.dvc")
+    params = load_params(volume / "params.yaml", "smoke")
+
+    quicker = changed(params, micro_batch=1, checkpoint_every=3, max_skipped=1)
+    assert folders.identity(quicker, "a", "d") == folders.identity(params, "a", "d")
+    other = params.model_copy(update={"precision": "bf16"})
+    assert folders.identity(other, "a", "d") == folders.identity(params, "a", "d")
+
+
+def test_checkpoints_that_are_not_continued_are_named(place):
+    process = start(place)
+    wait_for_step(place, 2)
+    process.send_signal(signal.SIGTERM)
+    finish(process, 143)
+    [left] = {path.parent for path in place.glob("outputs/stage1/*/step_*")}
+    write_params(place, **SHORT | {"lr": 1e-3})
+
+    assert f"{left.relative_to(place)} is of other parameters, data or start: not continued" in finish(
+        start(place)
+    )
