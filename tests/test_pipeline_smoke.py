@@ -19,26 +19,21 @@ SHARES = {
 }
 
 
-class Copy:
-    """The repository as it lies, in a place of its own, with every change committed there."""
+class Workspace:
+    """A clone of the repository somewhere, and what commands say in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        listed = self.run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
-        for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file() and name != "dvc.lock":
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, folder / name)
-        params = folder / "params.yaml"
-        params.write_text(params.read_text().replace("size: tiny", "size: smoke", 1))
-        who = ("-c", "user.name=smoke", "-c", "user.email=smoke@localhost")
-        for command in (["init", "-q"], ["add", "-A"], [*who, "commit", "-q", "-m", "smoke"]):
-            self.run("git", *command)
 
     def run(self, *command: str, cwd: Path | None = None, codes: tuple[int, ...] = (0,)) -> str:
         """What a command says on both streams; an exit code that is not expected fails with it."""
         # One thread: the size is too small for more, and machines that do other work too are common.
-        own = {"BENTOML_HOME": str(self.folder / "outputs" / "bentoml"), "OMP_NUM_THREADS": "1"}
+        paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
+        own = {
+            "BENTOML_HOME": str(self.folder / "outputs" / "bentoml"),
+            "OMP_NUM_THREADS": "1",
+            "PATH": os.pathsep.join(paths),
+        }
         environment = {**os.environ, **own}
         done = subprocess.run(
             command,
@@ -60,11 +55,91 @@ class Copy:
         return json.loads((self.folder / path).read_text())
 
 
+def commit(workspace: Workspace, message: str) -> None:
+    """Commit everything that git does not ignore."""
+    who = ("-c", "user.name=smoke", "-c", "user.email=smoke@localhost")
+    for command in (["add", "-A"], [*who, "commit", "-q", "-m", message]):
+        workspace.run("git", *command)
+
+
+def clone_of_the_working_tree(folder: Path) -> Workspace:
+    """The repository as it lies, at size smoke, with every change committed there."""
+    workspace = Workspace(folder)
+    listed = workspace.run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace("size: tiny", "size: smoke", 1))
+    workspace.run("git", "init", "-q")
+    commit(workspace, "smoke")
+    return workspace
+
+
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
-    copy = Copy(tmp_path_factory.mktemp("copy"))
+    copy = clone_of_the_working_tree(tmp_path_factory.mktemp("copy"))
+    copy.pulled = copy.run("dvc", "pull")
+    copy.reproduced = copy.run("dvc", "repro")
     copy.log = copy.vargpt("demo")
     return copy
+
+
+def test_a_fresh_clone_pulls_and_reproduces_with_dvc_alone(played):
+    assert "1 file added" in played.pulled
+    for stage in ("prepare", "backbones", "stage1", "stage2", "stage3", "share", "evaluate"):
+        assert f"Running stage '{stage}'" in played.reproduced
+    assert "Running stage" not in played.log, "the demo has nothing left to train"
+
+
+def test_a_bare_push_without_a_remote_of_the_user_fills_nothing(played):
+    before = sorted((played.folder / ".dvc" / "raw").rglob("*"))
+
+    said = played.run("dvc", "push", codes=(0, 1))
+
+    assert "no remote specified" in said
+    assert sorted((played.folder / ".dvc" / "raw").rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def pulled(played, tmp_path_factory):
+    """Another machine: a clone of what was committed, with what was pushed to a remote that both reach."""
+    remote, clone = tmp_path_factory.mktemp("remote"), tmp_path_factory.mktemp("other") / "clone"
+    played.run("dvc", "remote", "add", "--default", "storage", str(remote))
+    commit(played, "trained")
+    played.run("dvc", "push")
+    played.run("git", "clone", "-q", str(played.folder), str(clone))
+    other = Workspace(clone)
+    other.run("dvc", "pull")
+    return other
+
+
+def test_a_pushed_model_is_pulled_and_answers_on_another_machine_without_training(played, pulled):
+    assert not (pulled.folder / "outputs").exists()
+    theirs = (pulled.folder / "artifacts" / "model" / "manifest.json").read_bytes()
+    assert theirs == (played.folder / "outputs" / "stage3" / "model" / "manifest.json").read_bytes()
+
+    said = pulled.vargpt("ask", "Which digits do you know?", "--json")
+    assert json.loads(said.splitlines()[-1])["usage"]["completion_tokens"] > 0
+
+
+def test_a_pulled_model_is_evaluated_with_the_same_figures(played, pulled):
+    pulled.vargpt("data", "prepare")
+    pulled.vargpt("evaluate", "--metrics", "here.json", "--plots", "outputs/plots")
+
+    ours, theirs = played.read("metrics/evaluate.json"), pulled.read("here.json")
+    assert theirs["draw"] == ours["draw"]
+    assert theirs["vqa"] == ours["vqa"]
+
+
+def test_dvc_compares_figures_and_parameters_of_a_clone_with_its_last_commit(pulled):
+    assert "changed" not in pulled.run("dvc", "metrics", "diff").lower()
+    params = pulled.folder / "params.yaml"
+    params.write_text(params.read_text().replace("seed: 0", "seed: 1", 1))
+
+    assert "seed" in pulled.run("dvc", "params", "diff")
+    assert "prepare" in pulled.run("dvc", "status")
 
 
 def test_the_summary_has_every_figure_that_is_asked_for(played):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -15,9 +16,19 @@ import psutil
 
 from model.errors import UserError
 from training.registry.lineage import git_facts
+from training.tracking.mlflow_run import redact
+
+logger = logging.getLogger(__name__)
 
 VARGPT = (sys.executable, "-m", "training.commands")
 DVC = (sys.executable, "-m", "dvc")
+STEPS = {
+    "data": "fetch the raw data (dvc pull)",
+    "pipeline": "prepare, train backbones and three stages, evaluate: what has changed of it (dvc repro)",
+    "promote": "register the model and make it champion (vargpt promote)",
+    "package": "build its service (vargpt package)",
+    "ask": "start the service and ask it (vargpt ask)",
+}
 STAGES = ("backbones", "stage1", "stage2", "stage3")
 METRICS = Path("metrics/evaluate.json")
 SAMPLE_SECONDS = 0.5
@@ -81,7 +92,7 @@ def _sum(tree: Iterable[psutil.Process], measure: Callable[[psutil.Process], int
 
 
 @dataclass(frozen=True)
-class Play:
+class Cost:
     """What one run through everything took: seconds, and bytes of memory at the peak."""
 
     seconds: float
@@ -90,7 +101,7 @@ class Play:
 
 
 class Demo:
-    """One play of the pipeline in the working directory.
+    """One run of the whole pipeline in the working directory.
 
     Args:
         out: Folder of reply.png and summary.json.
@@ -100,9 +111,10 @@ class Demo:
         self.out, self.prompt, self.tracking_uri = out, prompt, tracking_uri
         self.reply: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
+        self._steps_begun = 0
 
-    def play(self) -> dict[str, Any]:
-        """Run every step that is not done yet and write the summary. ValueError names a step that failed."""
+    def run(self) -> dict[str, Any]:
+        """Run every step that is not done yet and write the summary. UserError names a step that failed."""
         began, watch = time.monotonic(), MemoryWatch()
         watch.start()
         self._run("data", *DVC, "pull", "data.dvc")
@@ -115,11 +127,11 @@ class Demo:
         picture.unlink(missing_ok=True)
         asking = ("ask", self.prompt, "--seed", "7", "--out", str(picture), "--json")
         self.reply = self._json("ask", *VARGPT, *asking, "--target", bento["bento_tag"])
-        play = Play(round(time.monotonic() - began, 1), watch.stop(), git_facts(Path())[0])
+        cost = Cost(round(time.monotonic() - began, 1), watch.stop(), git_facts(Path())[0])
         self.metrics = json.loads(METRICS.read_text())
         path = self.out / "summary.json"
         before = json.loads(path.read_text()) if path.is_file() else {}
-        summary = summarize(self.metrics, _pointers(), play, before)
+        summary = summarize(self.metrics, _pointers(), cost, before)
         path.write_text(json.dumps(summary, indent=1) + "\n")
         return summary
 
@@ -131,14 +143,20 @@ class Demo:
             f"answered: {self.reply['text']}",
             *(f"picture:  {path}" for path in self.reply["images"] or ["none was drawn"]),
             f"summary:  {self.out / 'summary.json'}",
-            f"compare:  mlflow server --backend-store-uri {self.tracking_uri}",
+            f"compare:  mlflow server --backend-store-uri {redact(self.tracking_uri)}",
         ]
 
+    def _announce(self, step: str) -> None:
+        self._steps_begun += 1
+        logger.info("step %d of %d: %s", self._steps_begun, len(STEPS), STEPS[step])
+
     def _run(self, step: str, *command: str) -> None:
+        self._announce(step)
         if code := subprocess.run(command, check=False).returncode:
             raise UserError(f"the demo stopped at {step}, which ended with exit code {code}")
 
     def _json(self, step: str, *command: str) -> dict[str, Any]:
+        self._announce(step)
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise UserError(f"the demo stopped at {step}, which ended with exit code {done.returncode}")
@@ -150,20 +168,20 @@ def _pointers() -> list[dict[str, Any]]:
 
 
 def summarize(
-    metrics: Mapping[str, Any], pointers: Sequence[Mapping[str, Any]], play: Play, before: Mapping[str, Any]
+    metrics: Mapping[str, Any], pointers: Sequence[Mapping[str, Any]], cost: Cost, before: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Figures of the model, with time, memory and commit of the play that made it.
+    """Figures of the model, with time, memory and commit of the run that made it.
 
     Args:
         pointers: What artifacts/ says of the stages, in their order.
-        before: The summary of an earlier play, whose time and memory count if it made this very model.
+        before: The summary of an earlier run, whose time and memory count if it made this very model.
     """
     weights = pointers[-1]["weights_sha256"]
     seconds = {pointer["stage"]: pointer["seconds"] for pointer in pointers}
     took = {
-        "seconds": {"train": round(sum(seconds.values()), 1), "total": play.seconds, **seconds},
-        "peak_rss_bytes": play.peak_bytes,
-        "commit": play.commit,
+        "seconds": {"train": round(sum(seconds.values()), 1), "total": cost.seconds, **seconds},
+        "peak_rss_bytes": cost.peak_bytes,
+        "commit": cost.commit,
         "weights_sha256": weights,
     }
     if before.get("weights_sha256") == weights:

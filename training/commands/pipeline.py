@@ -102,5 +102,5 @@ def demo(
     # The pipeline's stages say `python`: the one that runs this.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     run = Demo(out, prompt, tracking_uri)
-    summary = run.play()
+    summary = run.run()
     print_result(summary, "\n".join([table(run.metrics), *run.closing_words()]), as_json)

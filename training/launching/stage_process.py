@@ -38,6 +38,11 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def train(options: argparse.Namespace, stop: threading.Event) -> None:
     """Runs a stage as the options say."""
+    from training.precision import training_device
+
+    # Else DeepSpeed, where it is installed, warns on every start that it has found no GPU.
+    if training_device().type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from transformers.utils.logging import disable_progress_bar
 
     from training.params import load_params

@@ -1,5 +1,6 @@
-"""Laws of the demo's accounts: whose memory counts, and which play's time stands beside a model's figures."""
+"""Laws of the demo's accounts: whose memory counts, and which run's time stands beside a model's figures."""
 
+import logging
 import subprocess
 import sys
 from copy import deepcopy
@@ -7,7 +8,7 @@ from copy import deepcopy
 import psutil
 import pytest
 
-from training.commands.demo import Demo, MemoryWatch, Play, summarize
+from training.commands.demo import Cost, Demo, MemoryWatch, summarize
 from training.commands.metrics_table import table
 from training.evaluation.metrics import TARGETS
 
@@ -62,7 +63,7 @@ def test_pages_are_walked_only_when_more_memory_is_resident_than_before(monkeypa
 
 
 def test_training_time_is_the_sum_of_the_stages(metrics):
-    summary = summarize(metrics, pointers(seconds=10.04), Play(100.0, 7, "c0ffee"), {})
+    summary = summarize(metrics, pointers(seconds=10.04), Cost(100.0, 7, "c0ffee"), {})
 
     assert summary["seconds"]["train"] == 40.2
     assert summary["seconds"]["total"] == 100.0
@@ -70,11 +71,11 @@ def test_training_time_is_the_sum_of_the_stages(metrics):
     assert summary["commit"] == "c0ffee"
 
 
-def test_a_play_that_made_no_new_model_leaves_time_memory_and_commit_alone(metrics):
-    first = summarize(metrics, pointers(), Play(100.0, 7, "c0ffee"), {})
+def test_a_run_that_made_no_new_model_leaves_time_memory_and_commit_alone(metrics):
+    first = summarize(metrics, pointers(), Cost(100.0, 7, "c0ffee"), {})
 
-    again = summarize(metrics, pointers(), Play(9.0, 3, "decaf"), deepcopy(first))
-    other = summarize(metrics, pointers("bb"), Play(9.0, 3, "decaf"), deepcopy(first))
+    again = summarize(metrics, pointers(), Cost(9.0, 3, "decaf"), deepcopy(first))
+    other = summarize(metrics, pointers("bb"), Cost(9.0, 3, "decaf"), deepcopy(first))
 
     assert again == first
     assert other["seconds"]["total"] == 9.0
@@ -82,20 +83,22 @@ def test_a_play_that_made_no_new_model_leaves_time_memory_and_commit_alone(metri
 
 
 def test_new_figures_of_the_same_model_replace_the_old_ones(metrics):
-    first = summarize(metrics, pointers(), Play(100.0, 7, "c0ffee"), {})
+    first = summarize(metrics, pointers(), Cost(100.0, 7, "c0ffee"), {})
     metrics["draw"]["all_right"] = 0.5
 
-    again = summarize(metrics, pointers(), Play(9.0, 3, "decaf"), deepcopy(first))
+    again = summarize(metrics, pointers(), Cost(9.0, 3, "decaf"), deepcopy(first))
 
     assert again["draw"]["all_right"] == 0.5
     assert again["seconds"] == first["seconds"]
 
 
-def test_the_step_that_fails_is_named(tmp_path, monkeypatch):
+def test_every_step_is_announced_and_the_one_that_fails_is_named(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
 
     with pytest.raises(ValueError, match="the demo stopped at data, which ended with exit code"):
-        Demo(tmp_path / "out", "Draw a red seven.", "sqlite:///mlflow.db").play()
+        Demo(tmp_path / "out", "Draw a red seven.", "sqlite:///mlflow.db").run()
+    assert "step 1 of 5: fetch the raw data" in caplog.text
     assert not (tmp_path / "out").exists()
 
 
