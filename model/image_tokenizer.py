@@ -47,8 +47,11 @@ class ImageTokenizer(nn.Module):
         return self.quantizer.encode(self.latent(pixels_B3HW))
 
     def decode_canvas(self, canvas_BZHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] of a canvas."""
-        return self.decoder(self.from_latent(canvas_BZHW)).clamp(-1, 1)
+        """Pixels in [-1, 1] of a canvas, in the type of the weights."""
+        return self._pixels(canvas_BZHW).clamp(-1, 1)
+
+    def _pixels(self, canvas_BZHW: Tensor) -> Tensor:
+        return self.decoder(self.from_latent(canvas_BZHW.to(self.from_latent.weight.dtype)))
 
     def decode(self, codes: list[Tensor]) -> Tensor:
         """Pixels in [-1, 1] of codes; the first few scales alone give a coarser picture."""
@@ -61,7 +64,7 @@ class ImageTokenizer(nn.Module):
     def forward(self, pixels_B3HW: Tensor) -> Reconstruction:
         """Pixels to pixels with gradients, for training the tokenizer itself."""
         quantized = self.quantizer(self.latent(pixels_B3HW))
-        return Reconstruction(self.decoder(self.from_latent(quantized.canvas)), quantized)
+        return Reconstruction(self._pixels(quantized.canvas), quantized)
 
 
 class TeacherForcing(NamedTuple):

@@ -1,9 +1,14 @@
 """The multi-scale residual quantizer: a latent map becomes codes at growing sides, and codes add up to a
 canvas.
 
+Everything is computed in float32: autocast is off inside, as in VAR, for in bfloat16 3 of 100 codes are
+others. Weights may lie in bfloat16; then codebook and convolutions are rounded once, and nothing is after
+that.
+
 Source: algorithms 1 and 2 of arXiv:2404.02905; spec sections 2.2 to 2.5.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +36,13 @@ def refiner_of_scale(num_scales: int, num_refiners: int) -> list[int]:
     margin = 1 / 3 / num_refiners if num_refiners == 4 else 1 / 2 / num_refiners
     ticks = np.linspace(margin, 1 - margin, num_refiners)
     return [int(np.argmin(np.abs(ticks - k / max(num_scales - 1, 1)))) for k in range(num_scales)]
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Switches autocast off for a device, where it has one."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 class Quantized(NamedTuple):
@@ -62,7 +74,9 @@ class Refiner(nn.Conv2d):
         super().__init__(latent_dim, latent_dim, kernel_size=3, padding=1)
 
     def forward(self, x_BZHW: Tensor) -> Tensor:
-        return x_BZHW * (1 - REFINER_SHARE) + super().forward(x_BZHW) * REFINER_SHARE
+        with without_autocast(x_BZHW.device):
+            convolved_BZHW = F.conv2d(x_BZHW, self.weight.float(), self.bias.float(), padding=self.padding)
+        return x_BZHW * (1 - REFINER_SHARE) + convolved_BZHW * REFINER_SHARE
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -77,9 +91,10 @@ class MultiScaleQuantizer(nn.Module):
 
     def distances(self, vectors_PZ: Tensor) -> Tensor:
         """Squared distance to every codebook vector, (P, V)."""
-        codebook_VZ = self.codebook.weight
+        vectors_PZ, codebook_VZ = vectors_PZ.float(), self.codebook.weight.float()
         lengths_PV = vectors_PZ.square().sum(1, keepdim=True) + codebook_VZ.square().sum(1)
-        return lengths_PV.addmm(vectors_PZ, codebook_VZ.mT, alpha=-2)
+        with without_autocast(vectors_PZ.device):
+            return lengths_PV.addmm(vectors_PZ, codebook_VZ.mT, alpha=-2)
 
     def nearest(self, vectors_PZ: Tensor) -> Tensor:
         """Index of the closest codebook vector, (P,)."""
@@ -88,7 +103,7 @@ class MultiScaleQuantizer(nn.Module):
     def upsample(self, vectors_BNZ: Tensor, k: int) -> Tensor:
         """What the vectors of scale k add to the canvas, (B, Z, H, W)."""
         side, finest = self.scales[k], self.scales[-1]
-        map_BZss = vectors_BNZ.mT.unflatten(2, (side, side))
+        map_BZss = vectors_BNZ.float().mT.unflatten(2, (side, side))
         if side != finest:
             map_BZss = F.interpolate(map_BZss, size=(finest, finest), mode="bicubic")
         return self.refiners[self.refiner_index[k]](map_BZss.contiguous())
@@ -103,7 +118,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def encode(self, latent_BZHW: Tensor) -> list[Tensor]:
         """Codes of every scale, coarse to fine: each takes up what the coarser ones left over."""
-        rest_BZHW, codes = latent_BZHW, []
+        rest_BZHW, codes = latent_BZHW.float(), []
         for k in range(len(self.scales)):
             codes.append(self._code_of(self._cells(rest_BZHW, k)))
             rest_BZHW = rest_BZHW - self.lookup(codes[-1], k)
@@ -124,6 +139,7 @@ class MultiScaleQuantizer(nn.Module):
         `replacements` are, for each scale, the codes to draw instead of the right ones, -1 where none,
         (B, N). Source: self-correction of arXiv:2412.04431, with whole codes instead of bits.
         """
+        latent_BZHW = latent_BZHW.float()
         canvas_BZHW, codes, cells, maps = torch.zeros_like(latent_BZHW), [], [], []
         for k, replacements_BN in enumerate(replacements):
             if k > 0:
@@ -160,13 +176,14 @@ class MultiScaleQuantizer(nn.Module):
         return self._joined(maps, len(codes[0]))
 
     def _joined(self, maps: list[Tensor], count: int) -> Tensor:
-        nothing_BMZ = self.codebook.weight.new_zeros(count, 0, self.codebook.embedding_dim)
+        nothing_BMZ = self.codebook.weight.new_zeros(count, 0, self.codebook.embedding_dim).float()
         return torch.cat([nothing_BMZ, *maps], dim=1)
 
     def forward(self, latent_BZHW: Tensor) -> Quantized:
         """Quantize for training: loss = mean over scales of the codebook term and 0.25 times the commitment
         term.
         """
+        latent_BZHW = latent_BZHW.float()
         canvas_BZHW, loss, codes = torch.zeros_like(latent_BZHW), latent_BZHW.new_zeros(()), []
         fixed_BZHW, vectors = latent_BZHW.detach(), []
         for k in range(len(self.scales)):

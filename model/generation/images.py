@@ -142,7 +142,7 @@ class _Drawing:
         codes_GN = sample_each(logits_GNV, choices, [request.generator for request in self.requests])
         self.codes.append(codes_GN)
         quantizer = self.model.image_tokenizer.quantizer
-        vectors_GNZ = quantizer.codebook(codes_GN)
+        vectors_GNZ = quantizer.codebook(codes_GN).float()
         for g, request in enumerate(self.requests):
             if request.params.smoothing:
                 vectors_GNZ[g] = self._smooth(logits_GNV[g], request, k)
@@ -154,8 +154,7 @@ class _Drawing:
         heat = max(SMOOTHING_START * (1 - SMOOTHING_DECAY * progress), SMOOTHING_FLOOR)
         noise_NV = gumbel_noise(tuple(logits_NV.shape), request.generator).to(logits_NV.device)
         mixture_NV = F.softmax((logits_NV * (1 + progress) + noise_NV) / heat, dim=-1)
-        codebook_VZ = self.model.image_tokenizer.quantizer.codebook.weight
-        return mixture_NV.to(codebook_VZ.dtype) @ codebook_VZ
+        return mixture_NV @ self.model.image_tokenizer.quantizer.codebook.weight.float()
 
     def _next_input(self, k: int) -> Tensor:
         seen_GNZ = self.model.image_tokenizer.quantizer.downsample(self.canvas_GZHW, k).flatten(2).mT
