@@ -20,7 +20,8 @@ def attend(q_BQNH: Tensor, k_BKNH: Tensor, v_BKNH: Tensor, mask_QK: Tensor | Non
     flash-attn takes half precision on a GPU without a mask: drawing, scale by scale. Training needs the block
     mask and takes PyTorch's kernel, or on a CPU in bfloat16 that of `cpu_kernels`.
     """
-    if flash_attn_func is not None and mask_QK is None and q_BQNH.is_cuda and q_BQNH.element_size() == 2:
+    is_half_on_cuda = q_BQNH.device.type == "cuda" and q_BQNH.element_size() == 2
+    if flash_attn_func is not None and mask_QK is None and is_half_on_cuda:
         return flash_attn_func(q_BQNH, k_BKNH, v_BKNH, softmax_scale=1.0)
     q_BNQH, k_BNKH, v_BNKH = (x.transpose(1, 2) for x in (q_BQNH, k_BKNH, v_BKNH))
     if cpu_kernels.are_for(q_BNQH):

@@ -38,7 +38,8 @@ class LossSums:
 
 def text_loss(logits_PV: Tensor, targets_P: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of cross-entropy over supervised positions, and their number."""
-    return F.cross_entropy(logits_PV.float(), targets_P, reduction="sum"), torch.tensor(len(targets_P))
+    total = F.cross_entropy(logits_PV.float(), targets_P, reduction="sum")
+    return total, torch.tensor(len(targets_P), device=targets_P.device)
 
 
 def image_loss(logits_GLV: Tensor, targets: Tensor, scales: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -50,7 +51,7 @@ def image_loss(logits_GLV: Tensor, targets: Tensor, scales: tuple[int, ...]) -> 
     nats_GL = F.cross_entropy(logits_GLV.float().mT, targets, reduction="none")
     scale_L = scale_of_token(scales, nats_GL.device)
     sums_K = nats_GL.new_zeros(len(scales)).index_add(0, scale_L, nats_GL.sum(0))
-    counts_K = torch.bincount(scale_L, minlength=len(scales)) * len(logits_GLV)
+    counts_K = torch.tensor([side * side * len(logits_GLV) for side in scales], device=nats_GL.device)
     return sums_K, counts_K
 
 

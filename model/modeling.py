@@ -99,11 +99,11 @@ class VargptForConditionalGeneration(Vargpt):
         scales = self.config.scales
         if prediction.image_logits is None:
             zeros = text.new_zeros(len(scales))
-            return LossSums(text, num_text.to(text.device), zeros, zeros)
+            return LossSums(text, num_text, zeros, zeros)
         soft_targets = prediction.image_soft_targets
         targets = prediction.image_codes if soft_targets is None else soft_targets
         image, num_image = image_loss(prediction.image_logits, targets, scales)
-        return LossSums(text, num_text.to(text.device), image, num_image)
+        return LossSums(text, num_text, image, num_image)
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer any mix of prompts; see `model.generation.generate`."""

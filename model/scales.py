@@ -26,7 +26,8 @@ def num_tokens(scales: tuple[int, ...]) -> int:
 def scale_of_token(scales: tuple[int, ...], device: torch.device | None = None) -> Tensor:
     """Index of the scale that each token belongs to, (L,)."""
     counts = torch.tensor([side * side for side in scales], device=device)
-    return torch.arange(len(scales), device=device).repeat_interleave(counts)
+    # The length is known here; a GPU would have to be waited for.
+    return torch.arange(len(scales), device=device).repeat_interleave(counts, output_size=num_tokens(scales))
 
 
 def block_causal_mask(scales: tuple[int, ...], device: torch.device | None = None) -> Tensor:

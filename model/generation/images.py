@@ -108,12 +108,12 @@ class _Drawing:
 
     def _image_starts(self) -> Tensor:
         """The word that stands before the first scale, (A, 1, D)."""
-        input_ids = torch.full((len(self.rows), 1), self.model.config.image_start_token_id)
-        return self.model.embed(input_ids.to(self.model.device))
+        start = self.model.config.image_start_token_id
+        return self.model.embed(torch.full((len(self.rows), 1), start, device=self.model.device))
 
     @staticmethod
     def _noise(request: ImageRequest, like_AND: Tensor) -> Tensor:
-        return torch.randn(1, *like_AND.shape[1:], generator=request.generator).to(like_AND)
+        return torch.randn(1, *like_AND.shape[1:], generator=request.generator, device="cpu").to(like_AND)
 
     def _guide(self, logits_RNV: Tensor, k: int) -> Tensor:
         """Logits on the line from unconditional to conditional and beyond, (G, N, V)."""

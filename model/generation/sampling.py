@@ -118,7 +118,7 @@ def keep_top_k_top_p(logits_RV: Tensor, top_k: int, top_p: float) -> Tensor:
 
 def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise in float32, drawn on the CPU so that a seed means the same on every device."""
-    return torch.empty(shape).exponential_(generator=generator).log_().neg_()
+    return torch.empty(shape, device="cpu").exponential_(generator=generator).log_().neg_()
 
 
 def choose(logits_RV: Tensor, choice: SamplingRule, generator: torch.Generator) -> Tensor:
