@@ -14,6 +14,30 @@ from model.errors import UserError
 # Shape legend: G = requests, R = rows, V = vocabulary or codebook size, K = candidates.
 
 MAX_SEED = 2**63 - 1
+MAX_TEMPERATURE = MAX_GUIDANCE = 100
+# More than any vocabulary, context or reply holds.
+MAX_COUNT = 1_000_000
+# Below it logits divided by the temperature would leave float32: such a temperature is greedy.
+MIN_TEMPERATURE = 1e-6
+MAX_SHOWN = 80
+# Of the fields of SamplingParams, least and greatest value.
+_REAL_BOUNDS = {
+    "text_temperature": (0, MAX_TEMPERATURE),
+    "image_temperature": (0, MAX_TEMPERATURE),
+    "guidance": (0, MAX_GUIDANCE),
+    "fine_guidance": (0, MAX_GUIDANCE),
+    "text_top_p": (0, 1),
+    "image_top_p": (0, 1),
+    "fine_top_p": (0, 1),
+    "cooling": (0, 1),
+}
+_WHOLE_BOUNDS = {
+    "text_top_k": (0, MAX_COUNT),
+    "image_top_k": (0, MAX_COUNT),
+    "max_images": (0, MAX_COUNT),
+    "max_new_tokens": (1, MAX_COUNT),
+    "seed": (0, MAX_SEED),
+}
 # How steeply guidance falls along the scales: at the second of four an eighth of the fall is left.
 GUIDANCE_FALL = 5
 # How far along the scales, from 0 to 1, fine ones begin.
@@ -69,18 +93,16 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.guidance_mode not in list(GuidanceMode):
             modes = [mode.value for mode in GuidanceMode]
-            raise UserError(f"guidance_mode must be one of {modes}, got {self.guidance_mode!r}")
+            raise UserError(f"guidance_mode must be one of {modes}, got {_shown(self.guidance_mode)}")
         object.__setattr__(self, "guidance_mode", GuidanceMode(self.guidance_mode))
-        for name in ("text_temperature", "image_temperature", "guidance", "fine_guidance"):
-            _check(name, getattr(self, name), low=0, high=math.inf)
-        for name in ("text_top_p", "image_top_p", "fine_top_p", "cooling"):
-            _check(name, getattr(self, name), low=0, high=1)
+        if not isinstance(self.smoothing, bool):
+            raise UserError(f"smoothing must be true or false, got {_shown(self.smoothing)}")
+        for name, (low, high) in _REAL_BOUNDS.items():
+            _check_number(name, getattr(self, name), low, high, (int, float))
             if name.endswith("top_p") and getattr(self, name) == 0:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("text_top_k", "image_top_k", "max_images"):
-            _check(name, getattr(self, name), low=0, high=math.inf)
-        _check("max_new_tokens", self.max_new_tokens, low=1, high=math.inf)
-        _check("seed", self.seed, low=0, high=MAX_SEED)
+        for name, (low, high) in _WHOLE_BOUNDS.items():
+            _check_number(name, getattr(self, name), low, high, (int,))
 
     @property
     def text_choice(self) -> SamplingRule:
@@ -97,11 +119,20 @@ class SamplingParams:
         return self.fine_guidance + (self.guidance - self.fine_guidance) * (1 - progress) ** GUIDANCE_FALL
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:
-        reach = f"from {low} to {high}" if math.isfinite(high) else f"finite and at least {low}"
-        raise UserError(f"{name} must be {reach}, got {value!r}")
+def _check_number(name: str, value: object, low: float, high: float, types: tuple[type, ...]) -> None:
+    # Comparing is safe where converting to a float is not: an integer may have any number of digits.
+    is_number = isinstance(value, types) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        kind = "a number" if float in types else "a whole number"
+        raise UserError(f"{name} must be {kind} from {low} to {high}, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """A value as an error message shows it; the longest integers cannot even be printed."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 
 
 def keep_top_k_top_p(logits_RV: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -147,7 +178,7 @@ def sample_each(
 
 
 def _likeliest(logits_GRV: Tensor, choice: SamplingRule, generators: Sequence[torch.Generator]) -> Tensor:
-    if choice.temperature == 0:
+    if choice.temperature < MIN_TEMPERATURE:
         return logits_GRV.argmax(dim=-1)
     noise = [gumbel_noise(tuple(logits_GRV.shape[1:]), generator) for generator in generators]
     likely_GRV = keep_top_k_top_p(logits_GRV / choice.temperature, choice.top_k, choice.top_p)

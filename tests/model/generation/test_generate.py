@@ -1,12 +1,13 @@
 """Laws of generation: caches change nothing, batches change nothing, replies hold what was asked."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import pytest
 import torch
 
 from model.config import preset
+from model.errors import UserError
 from model.generation.generate import Request, generate
 from model.generation.sampling import (
     GuidanceMode,
@@ -207,11 +208,39 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(model):
         ("max_new_tokens", 0),
         ("seed", -5),
         ("guidance_mode", "magic"),
+        ("smoothing", "no"),
+        ("text_top_k", 2.5),
+        ("seed", 1.5),
+        ("max_images", True),
+        ("guidance", None),
+        ("text_temperature", "0"),
     ],
 )
 def test_bad_sampling_parameters_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=field):
         SamplingParams(**{field: value})
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(SamplingParams)])
+@pytest.mark.parametrize(
+    "value",
+    [10**400, -(10**400), 10**5000, 1e300, float("nan"), float("inf")],
+    ids=["401-digits", "minus-401-digits", "5001-digits", "1e300", "nan", "inf"],
+)
+def test_every_field_refuses_numbers_without_sense(field, value):
+    with pytest.raises(UserError, match=field) as refused:
+        SamplingParams(**{field: value})
+
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-40, 1e-7])
+def test_a_temperature_of_next_to_nothing_is_greedy(temperature):
+    logits = torch.randn(1, 50, 9, generator=torch.Generator().manual_seed(0)).round()
+
+    chosen = sample_each(logits, [SamplingRule(temperature, 0, 1.0)], [torch.Generator()])
+
+    assert torch.equal(chosen, logits.argmax(-1))
 
 
 def test_likely_choices_are_kept_and_the_best_always_stays():
