@@ -1,4 +1,4 @@
-"""How a reply is sampled: parameters of one request, and the choice of one code or word from logits."""
+"""Sampling: the parameters of a request, and choosing tokens and codes from logits."""
 
 import math
 from collections.abc import Sequence
@@ -11,16 +11,21 @@ from torch import Tensor
 
 from model.errors import UserError
 
-# Shape legend: G = requests, R = rows, V = vocabulary or codebook size, K = candidates.
+# Shape legend: G = requests, R = rows of logits, V = vocabulary or codebook size, K = candidates.
 
 MAX_SEED = 2**63 - 1
 MAX_TEMPERATURE = MAX_GUIDANCE = 100
 # More than any vocabulary, context or reply holds.
 MAX_COUNT = 1_000_000
-# Below it logits divided by the temperature would leave float32: such a temperature is greedy.
+# Below it logits divided by the temperature would leave float32; sampling is greedy there.
 MIN_TEMPERATURE = 1e-6
+# Exponent of the fall of guidance along the scales: at the second of four scales an eighth of the fall is
+# left.
+GUIDANCE_FALL = 5
+# Where fine scales begin, on the way from 0, the coarsest, to 1, the finest.
+FINE_START = 0.5
 MAX_SHOWN = 80
-# Of the fields of SamplingParams, least and greatest value.
+# Least and greatest value of the fields of SamplingParams.
 _REAL_BOUNDS = {
     "text_temperature": (0, MAX_TEMPERATURE),
     "image_temperature": (0, MAX_TEMPERATURE),
@@ -38,14 +43,14 @@ _WHOLE_BOUNDS = {
     "max_new_tokens": (1, MAX_COUNT),
     "seed": (0, MAX_SEED),
 }
-# How steeply guidance falls along the scales: at the second of four an eighth of the fall is left.
-GUIDANCE_FALL = 5
-# How far along the scales, from 0 to 1, fine ones begin.
-FINE_START = 0.5
 
 
 class GuidanceMode(StrEnum):
-    """What a prompt is compared with: the empty one, the released checkpoint's noise, or nothing."""
+    """The unconditional branch of classifier-free guidance.
+
+    The empty prompt; Gaussian noise in place of hidden states, as in the released code; or no guidance at
+    all.
+    """
 
     PROMPT = "prompt"
     NOISE = "noise"
@@ -53,7 +58,7 @@ class GuidanceMode(StrEnum):
 
 
 class SamplingRule(NamedTuple):
-    """How one index is chosen from logits. Temperature 0 is greedy; top-k 0 and top-p 1 keep everything."""
+    """How an index is sampled from logits: temperature (0 is greedy), top-k (0 is all), top-p (1 is all)."""
 
     temperature: float
     top_k: int
@@ -62,16 +67,27 @@ class SamplingRule(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """One request's choices. Temperature 0 is greedy; top-k 0 and top-p 1 keep everything.
+    """How the reply to one request is sampled. UserError that names the field for a value out of bounds.
 
-    With mode `prompt`, logits are uncond + weight * (cond - uncond). The weight is `guidance` at the coarsest
-    scale and falls steeply to `fine_guidance` at the finest: scales that choose shapes and are pushed as hard
-    draw every digit alike (docs/tiny.md). Weight 1 in both is mode `none`. With mode `noise`, the released
-    formula (1 + t) * cond - t * uncond with t = guidance * k / (K - 1). Cooling is the share of the image
-    temperature that is gone at the finest scale; in the finer half of the scales top-p is `fine_top_p`.
-    Smoothing mixes codebook vectors by Gumbel-softmax for a softer picture (VAR's `more_smooth`), the same
-    within rounding whatever is drawn beside it; without, the same to the bit. Raises ValueError naming the
-    field.
+    Progress below is the place of a scale between the coarsest, 0, and the finest, 1.
+
+    Args:
+        text_temperature, image_temperature: 0 is greedy.
+        text_top_k, image_top_k: 0 keeps all candidates.
+        text_top_p, image_top_p: 1 keeps all candidates.
+        fine_top_p: Top-p of codes in the finer half of the scales.
+        guidance: In mode `prompt`, weight w of uncond + w * (cond - uncond) at the coarsest scale, from where
+            it falls steeply to `fine_guidance`: scales that decide shapes and are pushed as hard as the first
+            draw every digit alike (docs/tiny.md). In mode `noise`, logits are (1 + t) * cond - t * uncond
+            with t = guidance * progress, as in the released code.
+        fine_guidance: Weight at the finest scale in mode `prompt`. 1 in both is as mode `none`.
+        cooling: Share of the image temperature that is gone at the finest scale.
+        smoothing: Add Gumbel-softmax mixtures of codebook vectors to the canvas instead of the sampled ones
+            (`more_smooth` in VAR). Images are then the same within rounding whatever else is in the batch,
+            and the same to the bit without smoothing.
+        max_new_tokens: Of text; images do not count.
+        max_images: In one reply.
+        seed: The same seed, request and model give the same reply.
     """
 
     text_temperature: float = 0.0
@@ -105,17 +121,22 @@ class SamplingParams:
             _check_number(name, getattr(self, name), low, high, (int,))
 
     @property
-    def text_choice(self) -> SamplingRule:
+    def text_rule(self) -> SamplingRule:
+        """How words are sampled."""
         return SamplingRule(self.text_temperature, self.text_top_k, self.text_top_p)
 
-    def image_choice(self, progress: float) -> SamplingRule:
-        """How codes are chosen at a scale: `progress` runs from 0, the coarsest, to 1."""
+    def image_rule(self, progress: float) -> SamplingRule:
+        """How the codes of a scale are sampled."""
         temperature = self.image_temperature * (1 - self.cooling * progress**2)
         top_p = self.image_top_p if progress < FINE_START else self.fine_top_p
         return SamplingRule(temperature, self.image_top_k, top_p)
 
-    def prompt_guidance(self, progress: float) -> float:
-        """The weight of mode `prompt` at a scale."""
+    def guidance_weight(self, progress: float) -> float:
+        """The weight w of uncond + w * (cond - uncond) at a scale: 0 is unconditional, 1 conditional."""
+        if self.guidance_mode is GuidanceMode.NONE:
+            return 1.0
+        if self.guidance_mode is GuidanceMode.NOISE:
+            return 1 + self.guidance * progress
         return self.fine_guidance + (self.guidance - self.fine_guidance) * (1 - progress) ** GUIDANCE_FALL
 
 
@@ -128,7 +149,7 @@ def _check_number(name: str, value: object, low: float, high: float, types: tupl
 
 
 def _shown(value: object) -> str:
-    """A value as an error message shows it; the longest integers cannot even be printed."""
+    """A value as an error message shows it, in short; the longest integers cannot even be printed."""
     if isinstance(value, int) and value.bit_length() > 64:
         return f"an integer of {value.bit_length()} bits"
     text = repr(value)
@@ -136,50 +157,47 @@ def _shown(value: object) -> str:
 
 
 def keep_top_k_top_p(logits_RV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Logits with everything but the likely choices at minus infinity; the best one always stays."""
-    num_kept = min(top_k, logits_RV.shape[-1]) or logits_RV.shape[-1]
-    if num_kept == logits_RV.shape[-1] and top_p == 1:
+    """Logits with minus infinity at all but the likeliest candidates; the likeliest always stays."""
+    num_candidates = min(top_k, logits_RV.shape[-1]) or logits_RV.shape[-1]
+    if num_candidates == logits_RV.shape[-1] and top_p == 1:
         return logits_RV
-    best_RK = logits_RV.topk(num_kept, dim=-1).values
+    likeliest_RK = logits_RV.topk(num_candidates, dim=-1).values
     if top_p < 1:
-        share_RK = best_RK.softmax(dim=-1)
-        best_RK = best_RK.masked_fill(share_RK.cumsum(dim=-1) - share_RK >= top_p, math.inf)
-    return logits_RV.masked_fill(logits_RV < best_RK.amin(dim=-1, keepdim=True), -math.inf)
+        probability_RK = likeliest_RK.softmax(dim=-1)
+        before_RK = probability_RK.cumsum(dim=-1) - probability_RK
+        likeliest_RK = likeliest_RK.masked_fill(before_RK >= top_p, math.inf)
+    return logits_RV.masked_fill(logits_RV < likeliest_RK.amin(dim=-1, keepdim=True), -math.inf)
 
 
 def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise in float32, drawn on the CPU so that a seed means the same on every device."""
+    """Standard Gumbel noise in float32, made on the CPU so that a seed means the same on every device."""
     return torch.empty(shape, device="cpu").exponential_(generator=generator).log_().neg_()
 
 
-def choose(logits_RV: Tensor, choice: SamplingRule, generator: torch.Generator) -> Tensor:
-    """One index for each row, (R,).
-
-    Noise is added to the logits and the largest wins: rounding that differs between batches then moves a
-    choice only where two candidates lie within that rounding of each other, about once in a million tokens.
-    """
-    return sample_each(logits_RV[None], [choice], [generator])[0]
-
-
-def sample_each(
-    logits_GRV: Tensor, choices: Sequence[SamplingRule], generators: Sequence[torch.Generator]
+def sample(
+    logits_GRV: Tensor, rules: Sequence[SamplingRule], generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """As `choose` for G requests, each with a choice and a generator of its own, (G, R)."""
+    """One index for each row of logits, (G, R), with a rule and a generator for each request.
+
+    By the Gumbel-max trick: noise is added to the logits and the largest wins. Rounding errors, which differ
+    with the size of the batch, then change a choice only where two candidates lie within them, about once in
+    a million tokens.
+    """
     logits_GRV = logits_GRV.float()
     members: dict[SamplingRule, list[int]] = {}
-    for index, choice in enumerate(choices):
-        members.setdefault(choice, []).append(index)
+    for index, rule in enumerate(rules):
+        members.setdefault(rule, []).append(index)
     if len(members) == 1:
-        return _likeliest(logits_GRV, choices[0], generators)
+        return _sample_by(rules[0], logits_GRV, generators)
     chosen_GR = torch.empty(logits_GRV.shape[:2], dtype=torch.long, device=logits_GRV.device)
-    for choice, group in members.items():
-        chosen_GR[group] = _likeliest(logits_GRV[group], choice, [generators[index] for index in group])
+    for rule, group in members.items():
+        chosen_GR[group] = _sample_by(rule, logits_GRV[group], [generators[index] for index in group])
     return chosen_GR
 
 
-def _likeliest(logits_GRV: Tensor, choice: SamplingRule, generators: Sequence[torch.Generator]) -> Tensor:
-    if choice.temperature < MIN_TEMPERATURE:
+def _sample_by(rule: SamplingRule, logits_GRV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    if rule.temperature < MIN_TEMPERATURE:
         return logits_GRV.argmax(dim=-1)
     noise = [gumbel_noise(tuple(logits_GRV.shape[1:]), generator) for generator in generators]
-    likely_GRV = keep_top_k_top_p(logits_GRV / choice.temperature, choice.top_k, choice.top_p)
+    likely_GRV = keep_top_k_top_p(logits_GRV / rule.temperature, rule.top_k, rule.top_p)
     return (likely_GRV + torch.stack(noise).to(likely_GRV.device)).argmax(dim=-1)

@@ -53,7 +53,7 @@ def a_batch():
         "attention_mask": torch.ones_like(input_ids),
         "pixel_values": torch.randn(1, 3, 32, 32, generator=generator),
         "generation_pixel_values": torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1,
-        "dropped": torch.tensor([False, True]),
+        "unconditional": torch.tensor([False, True]),
         "replacements": torch.randint(-1, 256, (2, NUM_TOKENS), generator=generator),
     }
 
@@ -132,16 +132,17 @@ def test_what_an_image_passes_runs_on_any_device(meta_model):
 
     for tensor in (features, *forced, *plain[:2], pictures, trained.pixels, trained.quantized.loss):
         assert tensor.device == META
-    assert forced.seen.shape == plain.seen.shape == (2, NUM_TOKENS - 1, 16)
+    assert forced.decoder_input.shape == plain.decoder_input.shape == (2, NUM_TOKENS - 1, 16)
 
 
 @torch.no_grad()
 def test_what_a_drawing_passes_runs_on_any_device(meta_model):
     codes = torch.empty(2, NUM_TOKENS, dtype=torch.long, device=META)
-    dropped = torch.empty(2, dtype=torch.bool, device=META)
+    unconditional = torch.empty(2, dtype=torch.bool, device=META)
     decoder, offsets = meta_model.visual_decoder, scale_offsets(CONFIG.scales)
 
-    tokens, cond = meta_model.pyramid(codes, dropped)
+    decoder_input = meta_model.image_tokenizer.decoder_input(codes)
+    tokens, cond = meta_model.embed_images(decoder_input, unconditional)
     hidden = meta_model.generation_input_projector(tokens)  # as wide as the language model's states
     logits = meta_model.image_logits(hidden, cond)
     cache = DecoderCache(CONFIG.visual_decoder_config.depth)

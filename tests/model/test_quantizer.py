@@ -37,10 +37,10 @@ def outputs(quantizer, latent_BZHW):
     return {
         "codes": torch.cat(codes, dim=1),
         "canvas": quantizer.canvas(codes),
-        "teacher forcing": quantizer.seen(codes),
+        "teacher forcing": quantizer.decoder_input(codes),
         "codes with replacements": torch.cat(corrected.codes, dim=1),
-        "teacher forcing with replacements": corrected.seen,
-        "soft targets": quantizer.soft_targets(corrected.cells, 0.3),
+        "teacher forcing with replacements": corrected.decoder_input,
+        "soft targets": quantizer.soft_targets(corrected.residuals, 0.3),
         "training canvas": trained.canvas,
         "training loss": trained.loss,
     }

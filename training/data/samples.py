@@ -11,8 +11,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from model.errors import UserError
-from model.processing import IMAGE_GEN
-from model.text_tokenizer import EOS, IMAGE, IMAGE_END, IMAGE_PAD, IMAGE_START, PAD
+from model.text_tokenizer import EOS, IMAGE, IMAGE_END, IMAGE_GEN, IMAGE_PAD, IMAGE_START, PAD
 
 # What files call the three speakers; LLaVA and ShareGPT say human and gpt.
 ROLES = {
