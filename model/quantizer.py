@@ -195,9 +195,7 @@ class MultiScaleQuantizer(nn.Module):
         return torch.cat([empty_BMZ, *inputs], dim=1)
 
     def forward(self, latent_BZHW: Tensor) -> Quantized:
-        """Quantize with gradients; the loss is the mean over scales of codebook loss + 0.25 * commitment
-        loss.
-        """
+        """Quantize with gradients; the loss is the mean over scales of codebook + 0.25 * commitment loss."""
         latent_BZHW = latent_BZHW.float()
         canvas_BZHW, loss, codes = torch.zeros_like(latent_BZHW), latent_BZHW.new_zeros(()), []
         fixed_BZHW, vectors = latent_BZHW.detach(), []

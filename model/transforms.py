@@ -1,6 +1,7 @@
-"""Pictures to pixels and back: the same transforms for training and serving.
+"""Image transforms, the same for training and serving: Pillow images -> pixels, and pixels -> images.
 
-Source: CLIP's preprocessing for input images, VAR's for drawn ones (spec section 2.5).
+Source: CLIP's preprocessing for input images; for drawn ones that of VAR's released utils/data.py, with a
+centre crop.
 """
 
 import numpy as np

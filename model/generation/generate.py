@@ -83,8 +83,8 @@ def generate(
 ) -> list[Reply]:
     """Answer all requests together.
 
-    UserError when a prompt has unknown tokens, does not fit the context, or has other images than
-    placeholders.
+    UserError when a prompt has unknown token ids, does not fit the context, or has not as many images as
+    places for them.
 
     Args:
         on_event: Called with every token, scale and image as it is made.
@@ -132,9 +132,7 @@ class _RequestState:
 
 
 class _TextAndImageBatch:
-    """Requests that are answered together: text goes on first, then all that wait for an image draw it
-    together.
-    """
+    """Requests answered together: they write text first; then all that wait for an image draw together."""
 
     def __init__(
         self,

@@ -19,8 +19,7 @@ MAX_TEMPERATURE = MAX_GUIDANCE = 100
 MAX_COUNT = 1_000_000
 # Below it logits divided by the temperature would leave float32; sampling is greedy there.
 MIN_TEMPERATURE = 1e-6
-# Exponent of the fall of guidance along the scales: at the second of four scales an eighth of the fall is
-# left.
+# Exponent with which guidance falls along the scales; at the second of four, an eighth of the fall is left.
 GUIDANCE_FALL = 5
 # Where fine scales begin, on the way from 0, the coarsest, to 1, the finest.
 FINE_START = 0.5
@@ -46,10 +45,9 @@ _WHOLE_BOUNDS = {
 
 
 class GuidanceMode(StrEnum):
-    """The unconditional branch of classifier-free guidance.
+    """What the unconditional branch of classifier-free guidance is.
 
-    The empty prompt; Gaussian noise in place of hidden states, as in the released code; or no guidance at
-    all.
+    `prompt`: the empty prompt. `noise`: Gaussian hidden states, as in the released code. `none`: no guidance.
     """
 
     PROMPT = "prompt"
