@@ -1,1 +1,3 @@
-"""Repeatable benchmarks, each printing a small table and JSON; they need only `model/` and its imports."""
+"""Benchmarks of the model: `gpu` of any preset on an accelerator, `latency` of `tiny` or a saved model on the
+CPU.
+"""

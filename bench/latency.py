@@ -1,6 +1,6 @@
-"""How fast the model draws and speaks on this machine: `python -m bench.latency --threads 2`.
+"""Latency of images and text on a CPU: `python -m bench.latency --threads 2`.
 
-Types are compared side by side in one run. Random weights, unless a published model is named.
+Measures float32 and bfloat16 in one run. Random weights, unless a saved model is named.
 """
 
 import argparse
@@ -10,64 +10,72 @@ from typing import Any
 
 import torch
 
-from bench.requests import drawing_requests, never_stopping, random_model, speaking_requests
-from bench.timing import machine, milliseconds, show
+from bench.requests import image_requests, random_model, text_requests, without_end_token
+from bench.timing import machine, milliseconds, positive_int, report
 from model.checkpoint import load_model
 from model.generation.generate import generate
 from model.modeling import VargptForConditionalGeneration
 
+DEVICE = "cpu"
 BATCHES = (1, 16)
-WORDS = 64
+TEXT_TOKENS = 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads what to measure."""
-    parser = argparse.ArgumentParser(prog="python -m bench.latency", description="Time drawing and speaking.")
-    parser.add_argument("--model", type=Path, help="a published model; default: preset tiny, random weights")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=20)
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.latency", description="Time images and text.")
+    parser.add_argument("--model", type=Path, help="a saved model; default: preset tiny, random weights")
+    parser.add_argument("--threads", type=positive_int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=positive_int, default=20)
     parser.add_argument("--out", type=Path, help="where the JSON goes; default: after the table")
     return parser.parse_args(arguments)
 
 
 @torch.no_grad()
 def measure(model: VargptForConditionalGeneration, repeats: int) -> dict[str, Any]:
-    """Images in ms each and words per second by batch, and the parts in ms."""
-    result: dict[str, Any] = {}
+    """Milliseconds of each image and tokens per second by batch size, and milliseconds of single parts."""
+    measured: dict[str, Any] = {}
     for batch in BATCHES:
-        drawing, speaking = drawing_requests(model, batch), speaking_requests(model, batch, WORDS)
-        taken = milliseconds(lambda requests=drawing: generate(model, requests), repeats, "cpu")
-        result[f"image_ms_each_batch_{batch}"] = {
-            name: value / batch if name != "repeats" else value for name, value in taken.items()
+        images, texts = image_requests(model, batch), text_requests(model, batch, TEXT_TOKENS)
+        duration = milliseconds(lambda requests=images: generate(model, requests), repeats, DEVICE)
+        measured[f"image_ms_each_batch_{batch}"] = {
+            name: value / batch if name != "repeats" else value for name, value in duration.items()
         }
-        spoken = sum(len(reply.token_ids) for reply in generate(model, speaking))
-        taken = milliseconds(lambda requests=speaking: generate(model, requests), max(repeats // 4, 1), "cpu")
-        result[f"words_per_second_batch_{batch}"] = spoken / taken["median"] * 1000
+        num_tokens = sum(len(reply.token_ids) for reply in generate(model, texts))
+        fewer = max(repeats // 4, 1)
+        duration = milliseconds(lambda requests=texts: generate(model, requests), fewer, DEVICE)
+        measured[f"tokens_per_second_batch_{batch}"] = num_tokens / duration["median"] * 1000
+    measured["part_ms"] = _part_milliseconds(model, repeats)
+    return measured
+
+
+def _part_milliseconds(model: VargptForConditionalGeneration, repeats: int) -> dict[str, dict[str, float]]:
     config, tokenizer = model.config, model.image_tokenizer
-    seen = torch.rand(1, 3, *[config.vision_config.image_size] * 2, dtype=model.dtype)
-    drawn = torch.rand(1, 3, *[config.image_size] * 2, dtype=model.dtype) * 2 - 1
-    codes = tokenizer.encode(drawn)
+    input_pixels = torch.rand(1, 3, *[config.vision_config.image_size] * 2, dtype=model.dtype)
+    drawn_pixels = torch.rand(1, 3, *[config.image_size] * 2, dtype=model.dtype) * 2 - 1
+    codes = tokenizer.encode(drawn_pixels)
     parts = {
-        "vision_tower": lambda: model.image_features(seen),
-        "tokenizer_encode": lambda: tokenizer.encode(drawn),
+        "vision_tower": lambda: model.image_features(input_pixels),
+        "tokenizer_encode": lambda: tokenizer.encode(drawn_pixels),
         "tokenizer_decode": lambda: tokenizer.decode(codes),
     }
-    result["part_ms"] = {name: milliseconds(part, repeats, "cpu") for name, part in parts.items()}
-    return result
+    return {name: milliseconds(part, repeats, DEVICE) for name, part in parts.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and shows."""
+    """Measure and report."""
     options = read_arguments(arguments)
     torch.set_num_threads(options.threads)
-    result: dict[str, Any] = {"machine": machine("cpu")}
+    measured: dict[str, Any] = {"machine": machine(DEVICE)}
     for name, dtype in DTYPES.items():
-        model = load_model(options.model, dtype)[0] if options.model else random_model("tiny", "cpu", dtype)
-        result[name] = measure(never_stopping(model), options.repeats)
+        model = load_model(options.model, dtype)[0] if options.model else random_model("tiny", DEVICE, dtype)
+        measured[name] = measure(without_end_token(model), options.repeats)
     key = "image_ms_each_batch_1"
-    result["bfloat16_over_float32"] = result["bfloat16"][key]["median"] / result["float32"][key]["median"]
-    show(result, options.out)
+    measured["bfloat16_over_float32"] = (
+        measured["bfloat16"][key]["median"] / measured["float32"][key]["median"]
+    )
+    report(measured, options.out)
 
 
 if __name__ == "__main__":

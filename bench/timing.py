@@ -1,5 +1,6 @@
-"""How long something takes: warmed up apart, repeated, summed up; and how results are shown."""
+"""Measuring and reporting: milliseconds of repeated calls, the machine, a table and JSON."""
 
+import argparse
 import json
 import statistics
 import sys
@@ -9,38 +10,51 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 MILLISECONDS = 1000.0
+
+
+def positive_int(text: str) -> int:
+    """A command-line option that counts something, at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def milliseconds(
     action: Callable[[], object], repeats: int, device: str, warm_up: int = 2
 ) -> dict[str, float]:
-    """Least, median and 95th percentile of single calls, in milliseconds; the first calls do not count."""
-    taken = []
+    """Minimum, median and 95th percentile of single calls, in milliseconds, after some calls to warm up."""
+    durations = []
     for count in range(warm_up + repeats):
-        _wait_for(device)
-        began = time.perf_counter()
+        _synchronize(device)
+        start = time.perf_counter()
         action()
-        _wait_for(device)
+        _synchronize(device)
         if count >= warm_up:
-            taken.append((time.perf_counter() - began) * MILLISECONDS)
-    ordered = sorted(taken)
-    p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
-    return {"min": ordered[0], "median": statistics.median(ordered), "p95": p95, "repeats": len(ordered)}
+            durations.append((time.perf_counter() - start) * MILLISECONDS)
+    durations.sort()
+    p95 = durations[min(len(durations) - 1, int(0.95 * len(durations)))]
+    return {
+        "min": durations[0],
+        "median": statistics.median(durations),
+        "p95": p95,
+        "repeats": len(durations),
+    }
 
 
-def _wait_for(device: str) -> None:
-    """Work on a GPU goes on after a call returns."""
+def _synchronize(device: str) -> None:
+    """Wait for a GPU, which goes on working after a call has returned."""
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def machine(device: str) -> dict[str, str]:
-    """What the figures were taken on."""
-    import transformers
-
-    chip = torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    """Device and versions that the measurements were made with."""
+    is_cuda = device.startswith("cuda")
+    chip = torch.cuda.get_device_name(device) if is_cuda else f"{torch.get_num_threads()} threads"
     return {
         "device": device,
         "chip": chip,
@@ -49,20 +63,21 @@ def machine(device: str) -> dict[str, str]:
     }
 
 
-def show(result: Mapping[str, Any], out: Path | None) -> None:
-    """A table of all figures on standard output, and the same as JSON in a file, or after it."""
-    for name, value in _flat(result).items():
+def report(measured: Mapping[str, Any], out: Path | None) -> None:
+    """Write a table to standard output, and the same as JSON to a file, or after the table."""
+    for name, value in _flat(measured).items():
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         sys.stdout.write(f"{name:44}{shown:>24}\n")
-    text = json.dumps(result, indent=1) + "\n"
+    text = json.dumps(measured, indent=1) + "\n"
     if out is None:
         sys.stdout.write(text)
     else:
         out.write_text(text)
 
 
-def _flat(result: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(measured: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested names joined by dots."""
     flat: dict[str, Any] = {}
-    for key, value in result.items():
+    for key, value in measured.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat

@@ -1,4 +1,4 @@
-"""Softmax attention: the one place that picks a kernel."""
+"""Softmax attention, with the kernel chosen here: PyTorch's, flash-attn, or plain products on a CPU."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,32 +11,34 @@ except ImportError:
     flash_attn_func = None
 
 # Shape legend: B = batch, Q = query tokens, K = key tokens, N = heads, H = channels of a head, R = rows of a
-# store, T = their new positions.
+# key-value cache, T = their new positions.
 
 
 def attend(q_BQNH: Tensor, k_BKNH: Tensor, v_BKNH: Tensor, mask_QK: Tensor | None = None) -> Tensor:
-    """Attention with softmax scale 1, for unit queries and keys times a learned scale, (B, Q, N, H).
+    """Attention of the visual decoder, with softmax scale 1, (B, Q, N, H).
 
-    flash-attn takes half precision on a GPU without a mask: drawing, scale by scale. Training needs the block
-    mask and takes PyTorch's kernel, or on a CPU in bfloat16 that of `cpu_kernels`.
+    Queries are unit vectors times a learned scale, keys unit vectors. flash-attn is used in half precision on
+    CUDA where there is no mask, that is, for drawing scale by scale. Training needs the block-causal mask and
+    uses PyTorch's kernel, or in bfloat16 on a CPU that of `cpu_kernels`.
     """
-    if flash_attn_func is not None and mask_QK is None and q_BQNH.is_cuda and q_BQNH.element_size() == 2:
+    is_half_on_cuda = q_BQNH.device.type == "cuda" and q_BQNH.element_size() == 2
+    if flash_attn_func is not None and mask_QK is None and is_half_on_cuda:
         return flash_attn_func(q_BQNH, k_BKNH, v_BKNH, softmax_scale=1.0)
     q_BNQH, k_BNKH, v_BNKH = (x.transpose(1, 2) for x in (q_BQNH, k_BKNH, v_BKNH))
-    if cpu_kernels.are_for(q_BNQH):
+    if cpu_kernels.is_bfloat16_on_cpu(q_BNQH):
         attended_BNQH = cpu_kernels.plain_attention(q_BNQH, k_BNKH, v_BNKH, mask_QK)
     else:
         attended_BNQH = F.scaled_dot_product_attention(q_BNQH, k_BNKH, v_BNKH, attn_mask=mask_QK, scale=1.0)
     return attended_BNQH.transpose(1, 2)
 
 
-def attend_step(
+def attend_cached(
     q_RTNH: Tensor, k_RKNH: Tensor, v_RKNH: Tensor, mask_R1TK: Tensor | None, is_causal: bool
 ) -> Tensor:
-    """Attention of the language model over cached positions with the usual scale, (R, T, N, H).
+    """Attention of the language model over cached keys and values, with the usual scale, (R, T, N, H).
 
-    Keys and values may have fewer heads than queries. Rows of a batch end at different positions, which
-    flash-attn's kernel cannot be told; PyTorch's takes the mask.
+    Keys and values may have fewer heads than queries (grouped-query attention). Rows end at different
+    positions, which takes a mask, and flash-attn has none.
     """
     q_RNTH, k_RNKH, v_RNKH = (x.transpose(1, 2) for x in (q_RTNH, k_RKNH, v_RKNH))
     is_grouped = q_RNTH.shape[1] != k_RNKH.shape[1]

@@ -1,6 +1,7 @@
 """Convolutional encoder and decoder of the image tokenizer: pixels <-> latent map.
 
-Source: the latent-diffusion VQ design as VAR uses it; spec section 2.1.
+Source: the VQGAN autoencoder of latent diffusion (arXiv:2112.10752), as in VAR's released
+models/basic_vae.py.
 """
 
 from itertools import pairwise
@@ -17,19 +18,19 @@ NORM_EPS = 1e-6
 
 
 def group_norm(groups: int, channels: int) -> nn.GroupNorm:
-    """Normalisation over groups of channels; ValueError when they do not come out even."""
+    """Group normalisation; UserError when the channels cannot be divided evenly into the groups."""
     if channels % groups:
         raise UserError(f"channels must be multiples of norm_groups {groups}, got {channels}")
     return nn.GroupNorm(groups, channels, eps=NORM_EPS)
 
 
 def conv3(inputs: int, outputs: int) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the side."""
+    """A 3x3 convolution that keeps height and width."""
     return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised convolutions beside a shortcut, which is 1x1 where the channels change."""
+    """Two normalised convolutions and a shortcut, a 1x1 convolution where the number of channels changes."""
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class ResidualBlock(nn.Module):
 
 
 class PixelAttention(nn.Module):
-    """Single-head attention between all places of a map."""
+    """Single-head self-attention over all positions of a feature map, as a residual branch."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -60,7 +61,7 @@ class PixelAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the side; pads right and bottom only, as the published weights expect."""
+    """Halves height and width; pads right and bottom only, as the published weights expect."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -71,7 +72,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the side: nearest neighbour, then a convolution."""
+    """Doubles height and width: nearest neighbour, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -82,16 +83,18 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, at the deepest with attention after each, then a change of side."""
+    """Residual blocks of one resolution, each followed by attention where wanted, then the change to the
+    next.
+    """
 
     def __init__(
-        self, inputs: int, outputs: int, num_blocks: int, attends: bool, resize: nn.Module, groups: int
+        self, inputs: int, outputs: int, num_blocks: int, with_attention: bool, resize: nn.Module, groups: int
     ) -> None:
         super().__init__()
         widths = [inputs] + [outputs] * num_blocks
         self.blocks = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in pairwise(widths))
         self.attentions = nn.ModuleList(
-            PixelAttention(outputs, groups) if attends else nn.Identity() for _ in self.blocks
+            PixelAttention(outputs, groups) if with_attention else nn.Identity() for _ in self.blocks
         )
         self.resize = resize
 
@@ -102,7 +105,7 @@ class Level(nn.Module):
 
 
 def middle(channels: int, groups: int) -> nn.Sequential:
-    """Block, attention, block at the lowest resolution."""
+    """Residual block, attention, residual block, at the lowest resolution."""
     return nn.Sequential(
         ResidualBlock(channels, channels, groups),
         PixelAttention(channels, groups),
@@ -123,7 +126,7 @@ class Encoder(nn.Module):
                 inputs=widths[max(level - 1, 0)],
                 outputs=width,
                 num_blocks=config.encoder_blocks,
-                attends=level == last,
+                with_attention=level == last,
                 resize=nn.Identity() if level == last else Downsample(width),
                 groups=config.norm_groups,
             )
@@ -141,7 +144,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent map (B, Z, h, w) -> pixels (B, 3, H, W); its levels run from the lowest resolution up."""
+    """Latent map (B, Z, h, w) -> pixels (B, 3, H, W); its levels go from the lowest resolution to the
+    highest.
+    """
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
@@ -154,7 +159,7 @@ class Decoder(nn.Module):
                 inputs=widths[max(level - 1, 0)],
                 outputs=width,
                 num_blocks=config.decoder_blocks,
-                attends=level == 0,
+                with_attention=level == 0,
                 resize=nn.Identity() if level == last else Upsample(width),
                 groups=config.norm_groups,
             )

@@ -1,13 +1,19 @@
-"""The two parts that transformers builds: vision tower (CLIP) and language model (LLaMA)."""
+"""The two parts that transformers implements: vision tower (CLIP) and language model (LLaMA)."""
 
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaForCausalLM
 
-# Shape legend: I = input images, P = positions of one image, D = vision width.
+# Shape legend: B = batch, T = positions, D = language model width, I = input images, P = positions of one
+# image, W = vision width.
 
 
 class VisionTower(nn.Module):
-    """CLIP's image encoder; hands out one of its hidden layers, with or without the class token."""
+    """CLIP's image encoder; its output is one of the hidden layers, with or without the class token.
+
+    Args:
+        layer: Index into transformers' `hidden_states`; -2 is the output of the last layer but one.
+        strategy: `default` drops the class token, `full` keeps it, as LLaVA names them.
+    """
 
     def __init__(self, config: CLIPVisionConfig, layer: int, strategy: str) -> None:
         super().__init__()
@@ -15,17 +21,14 @@ class VisionTower(nn.Module):
         self.layer, self.strategy = layer, strategy
 
     def forward(self, pixels_I3HW: Tensor) -> Tensor:
-        """Features (I, P, D) of normalised pixels; no post-norm, as LLaVA takes them."""
-        hidden = self.clip(pixels_I3HW, output_hidden_states=True).hidden_states[self.layer]
-        return hidden if self.strategy == "full" else hidden[:, 1:]
+        """Features (I, P, W) of normalised pixels, before CLIP's last layer norm, as in LLaVA."""
+        hidden_IPW = self.clip(pixels_I3HW, output_hidden_states=True).hidden_states[self.layer]
+        return hidden_IPW if self.strategy == "full" else hidden_IPW[:, 1:]
 
 
 class LanguageModel(LlamaForCausalLM):
-    """LLaMA with its head, fed with embeddings so that images can stand between words."""
-
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__(config)
+    """LLaMA with its head, called with embeddings, because images stand between words."""
 
     def states(self, embedded_BTD: Tensor, **arguments: Tensor) -> Tensor:
-        """Last hidden states after the final norm, (B, T, D)."""
+        """Last hidden states, after the final norm, (B, T, D); further arguments are those of LlamaModel."""
         return self.model(inputs_embeds=embedded_BTD, **arguments).last_hidden_state

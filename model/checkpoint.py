@@ -1,9 +1,14 @@
-"""A model as a folder: sharded safetensors, config, processor, and a manifest with the hash of every file."""
+"""Saved models: a folder of sharded safetensors, config, processor, and a manifest with the hash of every
+file.
+"""
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
+from model.config import VargptConfig
 from model.errors import UserError
 from model.manifest import manifest_sha256, verify, write_manifest
 from model.modeling import VargptForConditionalGeneration
@@ -15,7 +20,7 @@ MAX_SHARD = "5GB"
 
 
 def save_model(model: VargptForConditionalGeneration, processor: VargptProcessor, folder: Path) -> str:
-    """Write the published form; returns the hash of its manifest."""
+    """Write model and processor to a folder; the SHA-256 of its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, max_shard_size=MAX_SHARD)
     processor.save_pretrained(folder)
@@ -25,11 +30,39 @@ def save_model(model: VargptForConditionalGeneration, processor: VargptProcessor
 def load_model(
     folder: Path, dtype: torch.dtype | None = None, device: str = "cpu"
 ) -> tuple[VargptForConditionalGeneration, VargptProcessor]:
-    """Load what `save_model` wrote, in evaluation mode. ValueError when the folder is no model."""
+    """Load what `save_model` wrote, in evaluation mode.
+
+    UserError when the folder is no model, or when its weights are not exactly those that its config asks for.
+
+    Args:
+        dtype: Type of the weights; by default as saved.
+    """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is not a model: it has no config.json")
-    model = VargptForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype or "auto", local_files_only=True
-    )
+    _check_config(folder)
+    try:
+        # Without a check of our own, transformers would fill what is missing with random numbers.
+        model, found = VargptForConditionalGeneration.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"the weights in {folder} cannot be read: {error}") from error
+    for kind in ("missing", "unexpected", "mismatched"):
+        if names := sorted(str(name) for name in found[f"{kind}_keys"]):
+            raise UserError(f"{folder} has {kind} weights: {', '.join(names[:5])}")
     return model.to(device).eval(), VargptProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def _check_config(folder: Path) -> None:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a model: it has no config.json")
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not a configuration: {error}") from None
+    if kind != VargptConfig.model_type:
+        raise UserError(f"{path} is of a model of type {kind!r}, not {VargptConfig.model_type!r}")

@@ -1,4 +1,4 @@
-"""Everything that differs between sizes: the architecture of each part, and the presets `tiny` and `7b`."""
+"""Architecture of each part as transformers configurations, and the presets `tiny` and `7b`."""
 
 from typing import Any, ClassVar, Literal
 
@@ -9,11 +9,23 @@ from model.errors import UserError
 from model.scales import num_tokens
 
 
+def _check_at_least(config: PreTrainedConfig, least: int, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < least:
+            raise UserError(f"{name} must be at least {least}, got {getattr(config, name)}")
+
+
 @strict
 class ImageTokenizerConfig(PreTrainedConfig):
-    """Multi-scale VQ-VAE. `channels` per resolution level, finest first; each further level halves the side.
-    The finest level sees blocks of `pixel_block` x `pixel_block` pixels as one place: 1 in the published
-    tokenizer. Channels are normalised in `norm_groups` groups.
+    """Multi-scale VQ-VAE. UserError for sizes that fit no network.
+
+    Args:
+        scales: Sides of the token maps, coarse to fine.
+        channels: Of the autoencoder at each resolution, finest first; each further one has half the side.
+        num_refiners: Convolutions that refine the canvas; neighbouring scales share one.
+        pixel_block: Side of the blocks of pixels that enter as channels of one position (pixel unshuffle); 1
+            in the published tokenizer.
+        norm_groups: Groups of each group normalisation.
     """
 
     model_type = "vargpt_image_tokenizer"
@@ -32,10 +44,15 @@ class ImageTokenizerConfig(PreTrainedConfig):
         self.scales, self.channels = tuple(self.scales), tuple(self.channels)
         if not self.scales or list(self.scales) != sorted(set(self.scales)) or self.scales[0] < 1:
             raise UserError(f"scales must grow strictly from at least 1, got {self.scales}")
+        if not self.channels or min(self.channels) < 1:
+            raise UserError(f"channels must name one positive width for each resolution, got {self.channels}")
+        _check_at_least(self, 1, "codebook_size", "latent_dim", "encoder_blocks", "decoder_blocks")
+        _check_at_least(self, 1, "num_refiners", "pixel_block", "norm_groups")
         super().__post_init__(**kwargs)
 
     @property
     def pixels_per_token(self) -> int:
+        """Side, in pixels, of what one token of the finest scale covers: 16 for `7b`."""
         return self.pixel_block * 2 ** (len(self.channels) - 1)
 
     @property
@@ -46,8 +63,13 @@ class ImageTokenizerConfig(PreTrainedConfig):
 
 @strict
 class VisualDecoderConfig(PreTrainedConfig):
-    """Transformer that predicts the codes of the next scale; `num_starts` rows open a pyramid, the last is
-    null.
+    """Transformer that predicts the codes of the next scale. UserError for sizes that fit no network.
+
+    Args:
+        drop_path: Stochastic depth of the last block; it grows from 0 with the blocks.
+        num_starts: Rows of the start embedding, whose vectors stand at the first scale and are the condition
+            of every block. The last row is the null start, of unconditional images, and the row before it
+            that of all other images; a class-conditional decoder has one row for each class instead.
     """
 
     model_type = "vargpt_visual_decoder"
@@ -60,27 +82,38 @@ class VisualDecoderConfig(PreTrainedConfig):
     num_starts: int = 32004
 
     def __post_init__(self, **kwargs: Any) -> None:
+        _check_at_least(self, 1, "depth", "width", "num_heads", "mlp_ratio", "num_starts")
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"drop_path must be at least 0 and below 1, got {self.drop_path}")
         if self.width % self.num_heads:
             raise UserError(f"width {self.width} must be a multiple of num_heads {self.num_heads}")
         super().__post_init__(**kwargs)
 
     @property
     def null_start(self) -> int:
+        """Row of the start embedding that opens an unconditional image."""
         return self.num_starts - 1
 
     @property
     def image_start(self) -> int:
+        """Row of the start embedding that opens any other image."""
         return max(self.num_starts - 2, 0)
 
 
 @strict
 class VargptConfig(PreTrainedConfig):
-    """One model that reads and draws: vision tower, language model, image tokenizer, visual decoder.
+    """The whole model: vision tower, language model, image tokenizer, visual decoder.
 
-    `vision_feature_layer` is an index into the tower's hidden states; `vision_feature_select_strategy` is
-    `default` (class token dropped) or `full`. `null_prompt` are the tokens before an image that answers an
-    empty instruction: what guidance compares with. Source: vargpt_llava configuration of VARGPT v1,
-    arXiv:2501.12327.
+    Source: configuration `vargpt_llava` of VARGPT v1, arXiv:2501.12327.
+
+    Args:
+        vision_feature_layer: Index into the vision tower's hidden states.
+        vision_feature_select_strategy: `default` drops the class token, `full` keeps it.
+        image_token_id: Stands at every position of an input image.
+        image_start_token_id, image_end_token_id: Stand before and after a drawn image.
+        image_pad_token_id: Stands at every position of a drawn image.
+        null_prompt: Token ids of the empty instruction, as they stand before an image: the unconditional
+            branch of guidance.
     """
 
     model_type = "vargpt"
@@ -110,10 +143,17 @@ class VargptConfig(PreTrainedConfig):
             if not isinstance(given, PreTrainedConfig):
                 values = {key: value for key, value in (given or {}).items() if key != "model_type"}
                 setattr(self, name, config_class(**values))
+        num_layers = self.vision_config.num_hidden_layers
+        if not -num_layers - 1 <= self.vision_feature_layer <= num_layers:
+            raise UserError(
+                f"vision_feature_layer must be from {-num_layers - 1} to {num_layers}, "
+                f"got {self.vision_feature_layer}"
+            )
         super().__post_init__(**kwargs)
 
     @property
     def scales(self) -> tuple[int, ...]:
+        """Sides of the token maps of a drawn image, coarse to fine."""
         return self.image_tokenizer_config.scales
 
     @property
@@ -134,6 +174,7 @@ class VargptConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
+        """Width of the language model."""
         return self.text_config.hidden_size
 
 
@@ -151,7 +192,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "text_config": {
             "hidden_size": 192,
             "intermediate_size": 512,
-            # Two layers learn to compare words sooner than four, and a step takes little more than half.
+            # Two layers learn to compare words sooner than four, and a step takes little more than half the
+            # time.
             "num_hidden_layers": 2,
             "num_attention_heads": 6,
             "num_key_value_heads": 6,
@@ -170,9 +212,9 @@ PRESETS: dict[str, dict[str, Any]] = {
             "encoder_blocks": 1,
             "decoder_blocks": 1,
             "num_refiners": 3,
-            # Single pixels would take almost half of the work.
+            # With blocks of one pixel, the finest resolution would take almost half of the time.
             "pixel_block": 2,
-            # One channel a group would take the brightness out of every picture.
+            # With one channel a group, normalisation would remove the brightness of every image.
             "norm_groups": 8,
         },
         "visual_decoder_config": {

@@ -1,6 +1,6 @@
-"""Kernels that make small models quick to train in bfloat16 on a CPU, where PyTorch's own are slow.
+"""Faster replacements of PyTorch kernels for bfloat16 on a CPU, where PyTorch's own are slow.
 
-Only `tiny` in training comes here. On a GPU, and in float32, every function of this module is passed by.
+Only the training of `tiny` uses them; the one place in this package that asks whether it runs on a CPU.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 # Shape legend: B = batch, N = heads, Q = query tokens, K = key tokens, H = channels of a head, F = features.
 
 
-def are_for(x: Tensor) -> bool:
-    """Whether these kernels are the quick ones for a tensor."""
+def is_bfloat16_on_cpu(x: Tensor) -> bool:
+    """Whether a tensor is one for which the kernels of this module are the faster ones."""
     return x.dtype is torch.bfloat16 and x.device.type == "cpu"
 
 
 def plain_attention(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask_QK: Tensor | None) -> Tensor:
-    """Softmax attention with scale 1, written out: a quarter of the time of the fused kernel."""
+    """Softmax attention with scale 1 as two matrix products: a quarter of the fused kernel's time."""
     scores_BNQK = q_BNQH @ k_BNKH.mT
     if mask_QK is not None:
         scores_BNQK = scores_BNQK.masked_fill(~mask_QK, float("-inf"))
@@ -28,19 +28,19 @@ def plain_attention(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask_QK: Ten
 
 
 def exact_gelu(x_BLF: Tensor) -> Tensor:
-    """GELU without the tanh approximation: a fifth of the time.
+    """GELU without the tanh approximation: a fifth of its time.
 
-    Both differ by 0.0005 at most, an eighth of what bfloat16 rounds numbers from 1 to 2 by.
+    Both differ by 0.0005 at most, an eighth of bfloat16's rounding error between 1 and 2.
     """
     return F.gelu(x_BLF, approximate="none")
 
 
 @contextmanager
 def eager_attention(model: PreTrainedModel, precision: str) -> Iterator[None]:
-    """Let a model of transformers use plain products instead of the fused kernel, while the block lasts.
+    """Within the block, a transformers model computes attention as plain products (`eager`).
 
-    With the fused kernel a vision step takes 1.5 to 2 times as long, and a third of a step of stage 3 goes
-    into its gradient.
+    With the fused kernel (`sdpa`) a step of the vision tower takes 1.5 to 2 times as long, and a third of a
+    step of stage 3 goes into its gradient.
 
     Args:
         precision: Of autocast, as accelerate names it; nothing is changed unless it is `bf16`, on a CPU.

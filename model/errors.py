@@ -1,9 +1,9 @@
-"""The error that a user can cause and mend, apart from errors that are bugs or outages."""
+"""The error for what a user has caused and can mend, as opposed to bugs and outages."""
 
 
 class UserError(ValueError):
-    """Bad configuration, data or request: the message says what is wrong and where.
+    """Wrong configuration, data or request; the message says what is wrong and where.
 
-    Trying again cannot help, so commands and training end with exit code 2 and the service with status 400.
-    Any other ValueError is a bug.
+    Trying again cannot help, so commands and training end with exit code 2 and the service answers with
+    status 400. Any other ValueError is a bug.
     """

@@ -1,7 +1,6 @@
-"""The block of the visual decoder: adaptive layer norm, cosine attention, feed-forward, with a cache of past
-scales.
+"""The transformer block of the visual decoder: adaptive layer norm, cosine attention, feed-forward.
 
-Source: AdaLN blocks of arXiv:2404.02905; spec sections 1.2 and 1.3.
+Source: `AdaLNSelfAttn` of VAR's released code (models/basic_var.py), arXiv:2404.02905.
 """
 
 import math
@@ -15,8 +14,8 @@ from model import cpu_kernels
 from model.attention import attend
 from model.config import VisualDecoderConfig
 
-# Shape legend: B = batch, L = tokens fed now, K = tokens seen so far, C = width, N = heads, H = channels of a
-# head, F = width of the feed-forward.
+# Shape legend: B = batch, L = tokens fed now, K = tokens attended to, the cached ones included, C = width,
+# N = heads, H = channels of a head, F = width of the feed-forward.
 
 NORM_EPS = 1e-6
 MAX_ATTENTION_SCALE = 100.0
@@ -26,7 +25,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class Modulation(NamedTuple):
-    """What a condition asks of one block, each (B, 1, C), in the order of the released weights."""
+    """Gates, scales and shifts of one block's adaptive layer norms, each (B, 1, C), in the released order."""
 
     gate_attention: Tensor
     gate_forward: Tensor
@@ -37,13 +36,13 @@ class Modulation(NamedTuple):
 
 
 def modulate(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
-    """Layer norm without weights of its own, then the scale and shift that the condition asks for."""
+    """Adaptive layer norm: no weights of its own, then scale and shift, which depend on the condition."""
     normed_BLC = F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=NORM_EPS)
     return torch.addcmul(shift_B1C, normed_BLC, 1 + scale_B1C)
 
 
 class CosineAttention(nn.Module):
-    """Attention between unit vectors; each head learns how sharp it is. Keys have no bias."""
+    """Attention between unit vectors, each head with a learned softmax scale; keys have no bias."""
 
     def __init__(self, config: VisualDecoderConfig) -> None:
         super().__init__()
@@ -56,16 +55,17 @@ class CosineAttention(nn.Module):
         self.out = nn.Linear(config.width, config.width)
 
     def forward(
-        self, x_BLC: Tensor, mask_LK: Tensor | None, past: KeysValues | None
+        self, x_BLC: Tensor, mask_LK: Tensor | None, cached: KeysValues | None
     ) -> tuple[Tensor, KeysValues]:
+        """Attention of x to itself and to cached keys and values; the output and all keys and values."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv_BL3NH = F.linear(x_BLC, self.qkv.weight, bias).unflatten(2, (3, self.num_heads, -1))
         unit_BL2NH, v_BKNH = F.normalize(qkv_BL3NH[:, :, :2], dim=-1), qkv_BL3NH[:, :, 2]
-        sharpness_N1 = self.log_scale.clamp(max=math.log(MAX_ATTENTION_SCALE)).exp()[:, None]
-        q_BLNH = (unit_BL2NH[:, :, 0] * sharpness_N1).to(v_BKNH.dtype)
+        scale_N1 = self.log_scale.clamp(max=math.log(MAX_ATTENTION_SCALE)).exp()[:, None]
+        q_BLNH = (unit_BL2NH[:, :, 0] * scale_N1).to(v_BKNH.dtype)
         k_BKNH = unit_BL2NH[:, :, 1].to(v_BKNH.dtype)
-        if past is not None:
-            k_BKNH, v_BKNH = torch.cat([past[0], k_BKNH], dim=1), torch.cat([past[1], v_BKNH], dim=1)
+        if cached is not None:
+            k_BKNH, v_BKNH = torch.cat([cached[0], k_BKNH], dim=1), torch.cat([cached[1], v_BKNH], dim=1)
         attended_BLC = attend(q_BLNH, k_BKNH, v_BKNH, mask_LK).flatten(2)
         return self.out(attended_BLC), (k_BKNH, v_BKNH)
 
@@ -80,27 +80,27 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         wide_BLF = self.wide(x_BLC)
-        if cpu_kernels.are_for(wide_BLF):
+        if cpu_kernels.is_bfloat16_on_cpu(wide_BLF):
             return self.narrow(cpu_kernels.exact_gelu(wide_BLF))
         return self.narrow(F.gelu(wide_BLF, approximate="tanh"))
 
 
 class DropPath(nn.Module):
-    """In training, leaves a residual branch out for a share of the samples and scales the others up."""
+    """Stochastic depth: in training, zeroes a residual branch for random samples and scales the others up."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, probability: float) -> None:
         super().__init__()
-        self.share = share
+        self.probability = probability
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        if not self.training or self.share == 0:
+        if not self.training or self.probability == 0:
             return x_BLC
-        kept_B11 = torch.rand(x_BLC.shape[0], 1, 1, device=x_BLC.device) >= self.share
-        return x_BLC * kept_B11 / (1 - self.share)
+        is_kept_B11 = torch.rand(x_BLC.shape[0], 1, 1, device=x_BLC.device) >= self.probability
+        return x_BLC * is_kept_B11 / (1 - self.probability)
 
 
 class AdaptiveBlock(nn.Module):
-    """Attention and feed-forward, each gated, scaled and shifted by the condition."""
+    """Attention and feed-forward as residual branches, each gated, scaled and shifted by the condition."""
 
     def __init__(self, config: VisualDecoderConfig, drop_path: float) -> None:
         super().__init__()
@@ -109,16 +109,18 @@ class AdaptiveBlock(nn.Module):
         self.feed_forward = FeedForward(config)
         self.drop_path = DropPath(drop_path)
 
-    def asked(self, cond_BC: Tensor) -> Modulation:
-        """What the condition asks of this block; the same for all scales of a drawing."""
+    def modulation_of(self, cond_BC: Tensor) -> Modulation:
+        """This block's modulation for a condition; the same at every scale of an image."""
         parts = self.modulation(F.silu(cond_BC)).unflatten(1, (1, 6, -1)).unbind(2)
         return Modulation(*parts)
 
     def forward(
-        self, x_BLC: Tensor, asked: Modulation, mask_LK: Tensor | None, past: KeysValues | None
+        self, x_BLC: Tensor, modulation: Modulation, mask_LK: Tensor | None, cached: KeysValues | None
     ) -> tuple[Tensor, KeysValues]:
-        normed_BLC = modulate(x_BLC, asked.scale_attention, asked.shift_attention)
-        attended_BLC, seen = self.attention(normed_BLC, mask_LK, past)
-        x_BLC = torch.addcmul(x_BLC, asked.gate_attention, self.drop_path(attended_BLC))
-        forwarded_BLC = self.feed_forward(modulate(x_BLC, asked.scale_forward, asked.shift_forward))
-        return torch.addcmul(x_BLC, asked.gate_forward, self.drop_path(forwarded_BLC)), seen
+        """The block's output, (B, L, C), and its keys and values, the cached ones included."""
+        normed_BLC = modulate(x_BLC, modulation.scale_attention, modulation.shift_attention)
+        attended_BLC, keys_values = self.attention(normed_BLC, mask_LK, cached)
+        x_BLC = torch.addcmul(x_BLC, modulation.gate_attention, self.drop_path(attended_BLC))
+        normed_BLC = modulate(x_BLC, modulation.scale_forward, modulation.shift_forward)
+        forwarded_BLC = self.feed_forward(normed_BLC)
+        return torch.addcmul(x_BLC, modulation.gate_forward, self.drop_path(forwarded_BLC)), keys_values

@@ -1,4 +1,4 @@
-"""The manifest of a folder: name, size and SHA-256 of every file, so that damage is seen before use."""
+"""The manifest of a folder: name, size and SHA-256 of every file, to find damage before use."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def sha256_file(path: Path) -> str:
 
 
 def _listed_files(folder: Path) -> dict[str, Path]:
-    """The files that a manifest must name, hidden ones left out, by relative POSIX path."""
+    """The files that a manifest lists, by relative POSIX path; hidden files are left out."""
     found = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {
         name.as_posix(): path
@@ -44,7 +44,7 @@ def write_manifest(folder: Path) -> str:
 
 
 def manifest_sha256(folder: Path) -> str:
-    """The one hash that names the content of the whole folder."""
+    """SHA-256 of the manifest, and with it of the content of the whole folder."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise UserError(f"{path} is missing: the folder has no manifest")
@@ -52,7 +52,7 @@ def manifest_sha256(folder: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, str | int]]:
-    """What manifest.json says; a ValueError names the file when it is missing or not a manifest."""
+    """The entries of manifest.json by file name; UserError when it is missing or no manifest."""
     path = Path(folder) / MANIFEST
     try:
         entries = json.loads(path.read_text(encoding="ascii"))
@@ -64,14 +64,14 @@ def read_manifest(folder: Path) -> dict[str, dict[str, str | int]]:
 
 
 def verify(folder: Path) -> None:
-    """Raise a ValueError that names the first file which is missing, altered, or not in the manifest."""
+    """Raise a UserError that names the first file which is missing, altered, or not in the manifest."""
     folder = Path(folder)
-    wanted, found = read_manifest(folder), _listed_files(folder)
-    if missing := sorted(wanted.keys() - found.keys()):
+    entries, found = read_manifest(folder), _listed_files(folder)
+    if missing := sorted(entries.keys() - found.keys()):
         raise UserError(f"{folder / missing[0]} is missing, though the manifest names it")
-    if extra := sorted(found.keys() - wanted.keys()):
+    if extra := sorted(found.keys() - entries.keys()):
         raise UserError(f"{folder / extra[0]} is not in the manifest")
-    for name, entry in wanted.items():
+    for name, entry in entries.items():
         if (size := found[name].stat().st_size) != entry["bytes"]:
             raise UserError(f"{found[name]} has {size} bytes, the manifest says {entry['bytes']}")
         if (digest := sha256_file(found[name])) != entry["sha256"]:

@@ -1,4 +1,6 @@
-"""The transformers model: teacher-forced losses and `generate`, registered with the Auto classes."""
+"""The model that transformers knows: forward pass with losses, and `generate`; registered with the Auto
+classes.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +10,18 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMu
 from transformers.utils import ModelOutput
 
 from model.config import VargptConfig
+from model.errors import UserError
 from model.generation.generate import Reply, Request, generate
 from model.losses import IGNORED, LossSums, image_loss, text_loss
-from model.vargpt import Prediction, Vargpt
+from model.vargpt import Prediction, TargetImages, Vargpt
 
-# Shape legend: B = batch, T = positions, G = drawn images, L = image tokens, V = vocabulary or codebook.
+# Shape legend: B = batch, T = positions, G = drawn images, L = image tokens, V = vocabulary or codebook size,
+# P = supervised positions.
 
 
 @dataclass
 class VargptOutput(ModelOutput):
-    """`logits` (B, T, V) of words, `image_logits` (G, L, V) of codes; loss and its parts when labels were
+    """Logits of words (B, T, V) and of codes (G, L, V), the right codes (G, L); losses where labels are
     given.
     """
 
@@ -40,29 +44,30 @@ class VargptForConditionalGeneration(Vargpt):
         generation_pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         codes: Tensor | None = None,
-        dropped: Tensor | None = None,
+        unconditional: Tensor | None = None,
     ) -> VargptOutput:
-        """Teacher-forced pass over a batch that may mix understanding, drawing, interleaved and text-only
-        samples.
+        """Teacher-forced pass over a batch of any kinds of samples: understanding, drawing, mixed, text only.
 
         Args:
-            labels: Token ids to predict, (B, T), -100 where nothing is asked: prompts, padding, image
-            positions. codes: Drawn images as codes (G, L), instead of `generation_pixel_values` in [-1, 1].
-            dropped: (G,) True where a drawn image opens with the null start.
+            pixel_values: Input images, normalised as for CLIP, (I, 3, H, W).
+            generation_pixel_values: Images to draw, in [-1, 1], (G, 3, H, W).
+            labels: Token ids to predict, (B, T), -100 where nothing is supervised: prompts, padding, image
+                positions.
+            codes: Images to draw as codes, (G, L), in place of their pixels.
+            unconditional: (G,) True where an image to draw opens with the null start.
         """
-        prediction = self.predict(
-            input_ids, attention_mask, pixel_values, generation_pixel_values, codes, dropped
-        )
+        targets = TargetImages(pixels=generation_pixel_values, codes=codes, unconditional=unconditional)
+        prediction = self.predict(input_ids, attention_mask, pixel_values, targets)
         logits = self.text_logits(prediction.hidden)
         output = VargptOutput(
             logits=logits, image_logits=prediction.image_logits, image_codes=prediction.image_codes
         )
         if labels is not None:
-            asked = labels[:, 1:] != IGNORED
-            sums = self._sums(prediction, logits[:, :-1][asked], labels[:, 1:][asked])
+            is_supervised, targets_P = _next_tokens(input_ids, labels)
+            sums = self._loss_sums(prediction, logits[:, :-1][is_supervised], targets_P)
             output.loss = sums.mean()
-            output.text_loss = sums.text / sums.num_text.clamp(min=1)
-            output.image_loss = sums.image_by_scale.sum() / sums.num_image_by_scale.sum().clamp(min=1)
+            output.text_loss = sums.text_mean
+            output.image_loss = sums.image_mean
         return output
 
     def loss_sums(
@@ -71,43 +76,52 @@ class VargptForConditionalGeneration(Vargpt):
         labels: Tensor,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        *,
         generation_pixel_values: Tensor | None = None,
         codes: Tensor | None = None,
-        dropped: Tensor | None = None,
+        unconditional: Tensor | None = None,
         replacements: Tensor | None = None,
         softness: float = 0.0,
     ) -> LossSums:
-        """Sums and counts for training; words are scored only where labels ask, which saves most of the head.
-        `replacements` and `softness` as `Vargpt.predict` takes them.
-        """
-        prediction = self.predict(
-            input_ids,
-            attention_mask,
-            pixel_values,
-            generation_pixel_values,
-            codes,
-            dropped,
-            replacements,
-            softness,
-        )
-        asked = labels[:, 1:] != IGNORED
-        logits_PV = self.text_logits(prediction.hidden[:, :-1][asked])
-        return self._sums(prediction, logits_PV, labels[:, 1:][asked])
+        """Sums and counts for training, of a batch as the processor collates it.
 
-    def _sums(self, prediction: Prediction, logits_PV: Tensor, targets_P: Tensor) -> LossSums:
+        The head is applied at supervised positions only, which saves most of its time. Arguments are those of
+        `forward` and of `TargetImages`.
+        """
+        targets = TargetImages(
+            pixels=generation_pixel_values,
+            codes=codes,
+            unconditional=unconditional,
+            replacements=replacements,
+            softness=softness,
+        )
+        prediction = self.predict(input_ids, attention_mask, pixel_values, targets)
+        is_supervised, targets_P = _next_tokens(input_ids, labels)
+        logits_PV = self.text_logits(prediction.hidden[:, :-1][is_supervised])
+        return self._loss_sums(prediction, logits_PV, targets_P)
+
+    def _loss_sums(self, prediction: Prediction, logits_PV: Tensor, targets_P: Tensor) -> LossSums:
         text, num_text = text_loss(logits_PV, targets_P)
         scales = self.config.scales
         if prediction.image_logits is None:
             zeros = text.new_zeros(len(scales))
-            return LossSums(text, num_text.to(text.device), zeros, zeros)
+            return LossSums(text, num_text, zeros, zeros)
         soft_targets = prediction.image_soft_targets
         targets = prediction.image_codes if soft_targets is None else soft_targets
         image, num_image = image_loss(prediction.image_logits, targets, scales)
-        return LossSums(text, num_text.to(text.device), image, num_image)
+        return LossSums(text, num_text, image, num_image)
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
-        """Answer any mix of prompts; see `model.generation.generate`."""
+        """Answer requests together; see `model.generation.generate`."""
         return generate(self, requests)
+
+
+def _next_tokens(input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which positions have a supervised next token, (B, T - 1), and these next tokens, (P,)."""
+    if labels.shape != input_ids.shape:
+        raise UserError(f"labels are {tuple(labels.shape)}, but input_ids {tuple(input_ids.shape)}")
+    is_supervised = labels[:, 1:] != IGNORED
+    return is_supervised, labels[:, 1:][is_supervised]
 
 
 AutoConfig.register(VargptConfig.model_type, VargptConfig)

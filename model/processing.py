@@ -1,5 +1,9 @@
-"""From conversations and pictures to tensors and back: one template and one set of transforms for all."""
+"""The processor: conversations and images to tensors, and replies back to text and images.
 
+Training and serving both use it, so they cannot differ in template, token ids or image transforms.
+"""
+
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,51 +18,26 @@ from model.errors import UserError
 from model.generation.generate import Reply, Request
 from model.generation.sampling import SamplingParams
 from model.losses import IGNORED
-from model.text_tokenizer import EOS, IMAGE, IMAGE_END, IMAGE_PAD, IMAGE_START, PAD
+from model.messages import CHAT_TEMPLATE, VICUNA_SYSTEM, Conversation, check_prompt, check_roles, images_of
+from model.text_tokenizer import IMAGE, IMAGE_END, IMAGE_GEN, IMAGE_PAD, IMAGE_START
 from model.transforms import drawn_pixels, picture, vision_pixels
 
-# Shape legend: T = positions, I = input images, G = drawn images, B = batch.
-
-IMAGE_GEN = "<image_gen>"
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-# After every user turn it is the assistant's: a prompt is the conversation so far, as it stands in training.
-CHAT_TEMPLATE = """\
-{{- bos_token }}
-{%- if system_prompt %}{{ system_prompt + ' ' }}{% endif %}
-{%- for message in messages %}
-  {%- if message['role'] == 'system' %}{{ message['content'] + ' ' }}
-  {%- elif message['role'] == 'user' %}{{ 'USER: ' }}{% else %}{{ ' ' }}{% endif %}
-  {%- if message['role'] != 'system' %}
-    {%- if message['content'] is string %}{{ message['content'] }}
-    {%- else %}
-      {%- for part in message['content'] %}
-        {%- if part['type'] == 'text' %}{{ part['text'] }}
-        {%- elif part['type'] == 'image' %}{{ '<image>\\n' }}
-        {%- elif part['type'] == 'image_gen' %}{{ '<image_gen>' }}
-        {%- else %}{{ raise_exception('unknown part type ' + part['type']|string) }}{% endif %}
-      {%- endfor %}
-    {%- endif %}
-    {%- if message['role'] == 'user' %}{{ ' ASSISTANT:' }}{% else %}{{ eos_token }}{% endif %}
-  {%- endif %}
-{%- endfor %}
-"""
-
-ROLES = ("system", "user", "assistant")
-Conversation = Sequence[dict[str, Any]]
+# Shape legend: T = positions, I = input images, G = drawn images.
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample: ids and labels (T,), input images (I, 3, H, W), drawn images (G, 3, H, W) in [-1, 1]."""
+    """One training sample: ids and labels (T,), input images (I, 3, H, W), drawn images (G, 3, H, W) in [-1,
+    1].
+
+    An unconditional sample has the empty instruction and opens its image with the null start, for guidance.
+    """
 
     input_ids: Tensor
     labels: Tensor
     pixel_values: Tensor
     generation_pixel_values: Tensor
-    is_dropped: bool = False
+    is_unconditional: bool = False
 
 
 class VargptProcessor(ProcessorMixin):
@@ -67,7 +46,8 @@ class VargptProcessor(ProcessorMixin):
     Args:
         image_size, drawn_size: Sides in pixels that the vision tower and the image tokenizer take.
         num_vision_tokens, num_image_tokens: Positions of an input image and of a drawn one.
-        crop_margin: How much larger than `drawn_size` an image is made before the central square is cut.
+        crop_margin: The shorter side of a drawn image over `drawn_size`, before its central square is cut
+            out.
         system_prompt: The sentence before the first turn; may be empty.
     """
 
@@ -82,6 +62,8 @@ class VargptProcessor(ProcessorMixin):
         system_prompt: str = VICUNA_SYSTEM,
         chat_template: str | None = None,
     ) -> None:
+        if crop_margin < 1:
+            raise UserError(f"crop_margin must be at least 1, got {crop_margin}")
         self.image_size, self.drawn_size = image_size, drawn_size
         self.num_vision_tokens, self.num_image_tokens = num_vision_tokens, num_image_tokens
         self.crop_margin, self.system_prompt = crop_margin, system_prompt
@@ -91,7 +73,7 @@ class VargptProcessor(ProcessorMixin):
     def for_config(
         cls, config: VargptConfig, tokenizer: PreTrainedTokenizerBase, **choices: Any
     ) -> "VargptProcessor":
-        """The processor whose sizes agree with a model's."""
+        """A processor whose sizes agree with a model's."""
         return cls(
             tokenizer,
             image_size=config.vision_config.image_size,
@@ -104,178 +86,153 @@ class VargptProcessor(ProcessorMixin):
     def __call__(
         self, images: Any = None, text: str | list[str] | None = None, return_tensors: str = "pt", **_: Any
     ) -> BatchFeature:
-        """Prompts with `<image>` in them, and their pictures in order, as LLaVA's users write them."""
+        """Prompts with `<image>` placeholders, and their images in order, as LLaVA's users write them."""
+        if return_tensors != "pt":
+            raise UserError(f"return_tensors must be 'pt', got {return_tensors!r}")
         texts = [text] if isinstance(text, str) else list(text or [])
+        if not texts:
+            raise UserError("text is missing")
         pictures = list(images) if isinstance(images, list | tuple) else [] if images is None else [images]
-        rows = [self._ids(prompt) for prompt in texts]
-        self._check_count("images", len(pictures), sum(prompt.count(IMAGE) for prompt in texts))
-        data = self._padded(rows, [torch.full_like(row, IGNORED) for row in rows])
-        del data["labels"]
+        _check_count(len(pictures), sum(prompt.count(IMAGE) for prompt in texts))
+        if wrong := [image for image in pictures if not isinstance(image, Image.Image)]:
+            raise UserError(f"images must be pictures of Pillow, got {type(wrong[0]).__name__}")
+        data = self._padded([self._ids(prompt) for prompt in texts])
         if pictures:
-            data["pixel_values"] = self._vision(pictures)
+            data["pixel_values"] = self._vision_pixels(pictures)
         return BatchFeature(data)
 
     def render(self, messages: Conversation) -> str:
-        """The conversation as the model reads it; images still as placeholders."""
+        """A conversation as text, by the chat template, with a placeholder for each image."""
         return self.apply_chat_template(list(messages), tokenize=False, system_prompt=self.system_prompt)
 
     def null_prompt(self) -> list[int]:
-        """The tokens before an image that answers an empty instruction."""
+        """Token ids of the prompt with an empty instruction."""
         return self._ids(self.render([{"role": "user", "content": ""}])).tolist()
 
     def request(
         self, messages: Conversation, params: SamplingParams | None = None, force_image: bool = False
     ) -> Request:
-        """A prompt to answer: conversation so far, pictures inside `image` and `image_gen` parts.
+        """A request to answer a conversation, whose images stand in its `image` and `image_gen` parts.
 
-        Raises ValueError for an unknown role or part, a reserved word in a text, or something that is no
-        picture.
+        Raises UserError for what `check_prompt` refuses.
         """
-        inputs, drawn = self._pictures(messages)
+        check_prompt(messages)
+        inputs, drawn = images_of(messages)
         return Request(
             input_ids=self._ids(self.render(messages)),
-            pixel_values=self._vision(inputs) if inputs else None,
+            pixel_values=self._vision_pixels(inputs) if inputs else None,
             params=params or SamplingParams(),
             force_image=force_image,
             generation_pixel_values=self.drawn(drawn) if drawn else None,
         )
 
-    def _pictures(self, messages: Conversation) -> tuple[list[Image.Image], list[Image.Image]]:
-        found: dict[str, list[Image.Image]] = {"image": [], "image_gen": []}
-        for index, message in enumerate(messages):
-            where = f"messages[{index}]"
-            if message.get("role") not in ROLES:
-                raise UserError(f"{where}.role must be one of {list(ROLES)}, got {message.get('role')!r}")
-            content = message.get("content")
-            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
-            for part in parts:
-                self._check_part(part, where)
-                if part["type"] in found:
-                    found[part["type"]].append(part[part["type"] if part["type"] in part else "image"])
-        return found["image"], found["image_gen"]
-
-    @staticmethod
-    def _check_part(part: dict[str, Any], where: str) -> None:
-        kind = part.get("type")
-        if kind not in ("text", "image", "image_gen"):
-            raise UserError(f"{where}: unknown modality {kind!r}; known: text, image, image_gen")
-        if kind != "text":
-            image = part.get(kind, part.get("image"))
-            if not isinstance(image, Image.Image):
-                raise UserError(f"{where}: {kind} must be a picture, got {type(image).__name__}")
-            return
-        for word in (IMAGE, IMAGE_GEN, IMAGE_START, IMAGE_END, IMAGE_PAD, EOS, PAD):
-            if word in part["text"]:
-                raise UserError(f"{where}: text must not hold the reserved word {word!r}")
-
     def encode(self, messages: Conversation, images: Sequence[Image.Image]) -> Encoded:
-        """A whole conversation to learn from: labels ask for the assistant's words and image starts and ends.
+        """A training sample of a whole conversation; supervised are the assistant's words, image starts and
+        ends.
 
-        `images` are in the order of their `<image>` and `<image_gen>` placeholders. ValueError when they do
-        not match.
+        Args:
+            images: In the order of their `<image>` and `<image_gen>` placeholders. UserError when they differ
+                in number.
         """
-        text = self.render(messages)
-        self._check_count("images", len(images), text.count(IMAGE) + text.count(IMAGE_GEN))
+        check_roles(messages)
+        placeholders = re.findall(f"{IMAGE}|{IMAGE_GEN}", self.render(messages))
+        _check_count(len(images), len(placeholders))
         ids, labels = [], []
-        for piece, is_answer in self._pieces(messages):
-            piece_ids = self._ids(piece)
-            ids.append(piece_ids)
-            labels.append(self._asked(piece_ids) if is_answer else torch.full_like(piece_ids, IGNORED))
-        order = [IMAGE if text.startswith(IMAGE, place) else IMAGE_GEN for place in _places(text)]
-        paired = list(zip(order, images, strict=True))
+        for turn, is_answer in self._turns(messages):
+            turn_ids = self._ids(turn)
+            ids.append(turn_ids)
+            labels.append(self._labels(turn_ids) if is_answer else torch.full_like(turn_ids, IGNORED))
+        pairs = list(zip(placeholders, images, strict=True))
         return Encoded(
             torch.cat(ids),
             torch.cat(labels),
-            self._vision([image for kind, image in paired if kind == IMAGE]),
-            self.drawn([image for kind, image in paired if kind == IMAGE_GEN]),
+            self._vision_pixels([image for placeholder, image in pairs if placeholder == IMAGE]),
+            self.drawn([image for placeholder, image in pairs if placeholder == IMAGE_GEN]),
         )
 
-    def _pieces(self, messages: Conversation) -> list[tuple[str, bool]]:
-        """The rendered conversation cut at its turns, so that a prompt's ids begin the training ids."""
-        pieces, done = [], 0
+    def _turns(self, messages: Conversation) -> list[tuple[str, bool]]:
+        """The rendered conversation cut into turns, and whether each is the assistant's.
+
+        Turns become ids one by one, so that the ids of a prompt are the beginning of the ids in training.
+        """
+        turns, length = [], 0
         for count, message in enumerate(messages, start=1):
             text = self.render(messages[:count])
-            pieces.append((text[done:], message["role"] == "assistant"))
-            done = len(text)
-        return pieces
+            turns.append((text[length:], message["role"] == "assistant"))
+            length = len(text)
+        return turns
 
-    def encode_dropped(self, image: Image.Image) -> Encoded:
-        """A drawn image after the empty instruction: what guidance compares with. Asks for no words."""
+    def encode_unconditional(self, image: Image.Image) -> Encoded:
+        """A training sample that draws an image after the empty instruction; no words are supervised."""
         prompt = torch.tensor(self.null_prompt())
         ids = torch.cat([prompt, self._ids(IMAGE_GEN)])
-        return Encoded(
-            ids, torch.full_like(ids, IGNORED), self._vision([]), self.drawn([image]), is_dropped=True
-        )
+        pixels, no_pixels = self.drawn([image]), self._vision_pixels([])
+        return Encoded(ids, torch.full_like(ids, IGNORED), no_pixels, pixels, is_unconditional=True)
 
-    def _asked(self, ids: Tensor) -> Tensor:
+    def _labels(self, ids: Tensor) -> Tensor:
         pad = self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         return ids.masked_fill(ids == pad, IGNORED)
 
     def _ids(self, text: str) -> Tensor:
-        drawing = IMAGE_START + IMAGE_PAD * self.num_image_tokens + IMAGE_END
-        expanded = text.replace(IMAGE, IMAGE * self.num_vision_tokens).replace(IMAGE_GEN, drawing)
+        """Token ids of a text, with as many tokens for each placeholder as its image has positions."""
+        drawn = IMAGE_START + IMAGE_PAD * self.num_image_tokens + IMAGE_END
+        expanded = text.replace(IMAGE, IMAGE * self.num_vision_tokens).replace(IMAGE_GEN, drawn)
         return torch.tensor(self.tokenizer.encode(expanded, add_special_tokens=False), dtype=torch.long)
 
-    def _vision(self, pictures: Sequence[Image.Image]) -> Tensor:
-        rows = [vision_pixels(image, self.image_size) for image in pictures]
+    def _vision_pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        rows = [vision_pixels(image, self.image_size) for image in images]
         return torch.stack(rows) if rows else torch.zeros(0, 3, self.image_size, self.image_size)
 
-    def drawn(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Pictures to be drawn as the image tokenizer takes them, (G, 3, H, W) in [-1, 1]."""
-        rows = [drawn_pixels(image, self.drawn_size, self.crop_margin) for image in pictures]
+    def drawn(self, images: Sequence[Image.Image]) -> Tensor:
+        """Images as the image tokenizer takes them, (G, 3, H, W) in [-1, 1]."""
+        rows = [drawn_pixels(image, self.drawn_size, self.crop_margin) for image in images]
         return torch.stack(rows) if rows else torch.zeros(0, 3, self.drawn_size, self.drawn_size)
 
-    @staticmethod
-    def _check_count(name: str, given: int, placeholders: int) -> None:
-        if given != placeholders:
-            raise UserError(f"{name}: {given} given for {placeholders} placeholders")
-
-    def _padded(self, rows: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
-        def pad(values: Sequence[Tensor], value: int) -> Tensor:
-            return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True, padding_value=value)
-
+    def _padded(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
         return {
-            "input_ids": pad(rows, self.tokenizer.pad_token_id),
-            "labels": pad(labels, IGNORED),
-            "attention_mask": pad([torch.ones_like(row) for row in rows], 0),
+            "input_ids": _pad(rows, self.tokenizer.pad_token_id),
+            "attention_mask": _pad([torch.ones_like(row) for row in rows], 0),
         }
 
     def collate(self, samples: Sequence[Encoded]) -> dict[str, Tensor]:
-        """A batch of any mixture of samples, padded on the right."""
-        batch = self._padded([s.input_ids for s in samples], [s.labels for s in samples])
-        batch["pixel_values"] = torch.cat([s.pixel_values for s in samples])
-        batch["generation_pixel_values"] = torch.cat([s.generation_pixel_values for s in samples])
-        dropped = [s.is_dropped for s in samples for _ in s.generation_pixel_values]
-        batch["dropped"] = torch.tensor(dropped, dtype=torch.bool)
+        """A batch of samples of any kinds, padded on the right: the arguments of the model's `loss_sums`."""
+        batch = self._padded([sample.input_ids for sample in samples])
+        batch["labels"] = _pad([sample.labels for sample in samples], IGNORED)
+        batch["pixel_values"] = torch.cat([sample.pixel_values for sample in samples])
+        batch["generation_pixel_values"] = torch.cat([sample.generation_pixel_values for sample in samples])
+        unconditional = [s.is_unconditional for s in samples for _ in s.generation_pixel_values]
+        batch["unconditional"] = torch.tensor(unconditional, dtype=torch.bool)
         return batch
 
     def segments(self, reply: Reply) -> list[tuple[str, str | Image.Image]]:
-        """A reply in its order: ("text", words) and ("image", picture)."""
+        """The parts of a reply in order: ("text", text) or ("image", image)."""
         start, end = self.tokenizer.convert_tokens_to_ids([IMAGE_START, IMAGE_END])
         found: list[tuple[str, str | Image.Image]] = []
         words: list[int] = []
-        pictures = iter(reply.images)
+        images = iter(reply.images)
         for token in [*reply.token_ids, None]:
             if token in (None, start) and words:
                 text = self.tokenizer.decode(words, skip_special_tokens=True).strip()
                 found += [("text", text)] if text else []
                 words = []
             if token == end:
-                found.append(("image", picture(next(pictures))))
+                found.append(("image", picture(next(images))))
             elif token not in (None, start):
                 words.append(token)
         return found
 
     def text(self, reply: Reply) -> str:
-        """The words of a reply, pictures left out."""
+        """The text of a reply, without its images."""
         return " ".join(str(content) for kind, content in self.segments(reply) if kind == "text")
 
 
-def _places(text: str) -> list[int]:
-    """Where placeholders stand, in textual order."""
-    return sorted(
-        place for word in (IMAGE, IMAGE_GEN) for place in range(len(text)) if text.startswith(word, place)
-    )
+def _check_count(num_images: int, num_placeholders: int) -> None:
+    if num_images != num_placeholders:
+        raise UserError(f"images: {num_images} given for {num_placeholders} placeholders")
+
+
+def _pad(rows: Sequence[Tensor], value: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
 
 
 AutoProcessor.register(VargptConfig, VargptProcessor)

@@ -1,7 +1,7 @@
-"""The three bridges: vision features into the language model, the pyramid into it, and its states back out.
+"""The three projectors: vision features and image tokens into the language model, its states to the decoder.
 
-Source: spec section 1.1. The released generation projectors also hold a layer norm that is never applied;
-left out.
+Source: arXiv:2501.12327 and its released code, whose generation projectors also hold a layer norm that is
+never applied; it is left out.
 """
 
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ class UnderstandingProjector(Projector):
 
 
 class GenerationInputProjector(Projector):
-    """Pyramid tokens of the visual decoder -> language model width."""
+    """Embedded image tokens of the visual decoder -> language model width."""
 
     def __init__(self, decoder_width: int, language_width: int) -> None:
         super().__init__(decoder_width, decoder_width, language_width)

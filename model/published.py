@@ -1,19 +1,22 @@
-"""Published checkpoints: the one place that knows their key names. Nothing pickled is trusted.
+"""Weights of published checkpoints, renamed from their key names, which appear nowhere else, to ours.
 
-Source: spec section 3. Dropped on the way: masks and zero buffers (computed here), usage statistics of the
-codebook, and the layer norms `ln_q` that the released code never applies.
+Published are VAR (`var_d16` to `var_d36`), its image tokenizer (`vae_ch160v4096z32`) and VARGPT v1. Left out
+are masks and zero biases, which are computed here, usage statistics of the codebook, and the layer norms
+`ln_q`, which the released code never applies.
 """
 
+import pickle
 import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.errors import UserError
 
-# Each rule rewrites one published name; {n} stands for a number. Longer paths come first.
+# Rules are applied one after the other to each name, so longer paths come first.
 _TOKENIZER_RULES = (
     (r"(encoder|decoder)\.mid\.block_1\.", r"\1.middle.0."),
     (r"(encoder|decoder)\.mid\.attn_1\.", r"\1.middle.1."),
@@ -46,12 +49,13 @@ _DECODER_RULES = (
     (r"\.ffn\.fc1\.", ".feed_forward.wide."),
     (r"\.ffn\.fc2\.", ".feed_forward.narrow."),
 )
-_PROJECTOR_RULES = ((r"^mlp\.0\.", "first."), (r"^mlp\.2\.", "second."), (r"^linear_(1|2)\.", r"linear_\1."))
+_GENERATION_RULES = ((r"^mlp\.0\.", "first."), (r"^mlp\.2\.", "second."))
 _UNDERSTANDING_RULES = ((r"^linear_1\.", "first."), (r"^linear_2\.", "second."))
-_DROPPED = re.compile(
+_UNUSED = re.compile(
     r"(^|\.)(lvl_1L|attn_bias_for_masking|zero_k_bias|ema_vocab_hit_SV|ln_q\.\w+|position_ids)$"
 )
-_PARTS = (
+# Published prefix and ours, of each part of VARGPT v1.
+_PREFIXES = (
     ("vae_local.", "image_tokenizer."),
     ("vargpt_gen.", "visual_decoder."),
     ("image_gen_projector_out.", "generation_output_projector."),
@@ -63,9 +67,9 @@ _PARTS = (
 
 
 def tokenizer_weights(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of `vae_ch160v4096z32` -> names of ImageTokenizer."""
+    """Weights of `vae_ch160v4096z32` by the names of ImageTokenizer."""
     renamed = _rename(published, _TOKENIZER_RULES)
-    # Published levels of the decoder count from the finest, ours run from the coarsest.
+    # The published decoder numbers its levels from the highest resolution, ours from the lowest.
     levels = {int(match[1]) for name in renamed if (match := re.match(r"decoder\.levels\.(\d+)\.", name))}
     return {_flip_level(name, max(levels, default=0)): tensor for name, tensor in renamed.items()}
 
@@ -75,7 +79,7 @@ def _flip_level(name: str, last: int) -> str:
 
 
 def decoder_weights(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of `var_d16` ... `var_d30` -> names of VisualDecoder."""
+    """Weights of `var_d16` ... `var_d30` by the names of VisualDecoder."""
     renamed = _rename(published, _DECODER_RULES)
     return {
         name: tensor.flatten() if name.endswith("log_scale") else tensor for name, tensor in renamed.items()
@@ -83,62 +87,65 @@ def decoder_weights(published: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def vargpt_weights(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of VARGPT v1 (LLaVA) -> names of Vargpt. ValueError for a name that belongs to no part."""
+    """Weights of VARGPT v1 (LLaVA) by the names of Vargpt. UserError for a name that belongs to no part."""
     converters = {
         "image_tokenizer.": tokenizer_weights,
         "visual_decoder.": decoder_weights,
-        "generation_output_projector.": lambda part: _rename(part, _PROJECTOR_RULES),
-        "generation_input_projector.": lambda part: _rename(part, _PROJECTOR_RULES),
+        "generation_output_projector.": lambda part: _rename(part, _GENERATION_RULES),
+        "generation_input_projector.": lambda part: _rename(part, _GENERATION_RULES),
         "understanding_projector.": lambda part: _rename(part, _UNDERSTANDING_RULES),
     }
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in published.items():
-        ours, rest = _part_of(name)
-        parts.setdefault(ours, {})[rest] = tensor
+        prefix, name_in_part = _part_of(name)
+        parts.setdefault(prefix, {})[name_in_part] = tensor
     return {
-        ours + name: tensor
-        for ours, part in parts.items()
-        for name, tensor in converters.get(ours, _kept)(part).items()
+        prefix + name: tensor
+        for prefix, part in parts.items()
+        for name, tensor in converters.get(prefix, _without_unused)(part).items()
     }
 
 
 def _part_of(name: str) -> tuple[str, str]:
-    for theirs, ours in _PARTS:
-        if name.startswith(theirs):
-            return ours, name.removeprefix(theirs)
-    raise UserError(
-        f"{name} belongs to no part of VARGPT v1; known parts: {[theirs for theirs, _ in _PARTS]}"
-    )
+    """Our prefix of the part that a published name belongs to, and its name within the part."""
+    for published_prefix, prefix in _PREFIXES:
+        if name.startswith(published_prefix):
+            return prefix, name.removeprefix(published_prefix)
+    known = [published_prefix for published_prefix, _ in _PREFIXES]
+    raise UserError(f"{name} belongs to no part of VARGPT v1; known parts: {known}")
 
 
-def _kept(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in published.items() if not _DROPPED.search(name)}
+def _without_unused(published: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in published.items() if not _UNUSED.search(name)}
 
 
 def _rename(published: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
     renamed = {}
-    for name, tensor in _kept(published).items():
+    for name, tensor in _without_unused(published).items():
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
     return renamed
 
 
-def load_published(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Copy converted weights into a module. ValueError names what is missing, unknown or of another shape."""
-    own = module.state_dict()
-    if unknown := sorted(weights.keys() - own.keys()):
-        raise UserError(f"{source} has weights this architecture lacks: {unknown[:5]}")
-    if missing := sorted(own.keys() - weights.keys()):
-        raise UserError(f"{source} lacks weights of this architecture: {missing[:5]}")
-    for name, tensor in weights.items():
-        if tensor.shape != own[name].shape:
-            raise UserError(f"{source}: {name} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
-    module.load_state_dict(weights)
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, of a folder of them, or of a published `.pth` (no code is run)."""
+    """Tensors by name of a safetensors file, of a folder of such files, or of a published `.pth`.
+
+    No code in a file is run. UserError when there are no weights, or anything else than tensors.
+    """
+    try:
+        weights = _read_weights(path)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(weights, dict):
+        raise UserError(f"{path} holds a {type(weights).__name__} instead of tensors by name")
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{path} holds more than tensors: {name!r} is of type {type(value).__name__}")
+    return weights
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if not files:

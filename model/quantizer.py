@@ -1,9 +1,17 @@
-"""The multi-scale residual quantizer: a latent map becomes codes at growing sides, and codes add up to a
-canvas.
+"""The multi-scale residual quantizer: latent map -> codes of every scale, and codes -> canvas.
 
-Source: algorithms 1 and 2 of arXiv:2404.02905; spec sections 2.2 to 2.5.
+Scale by scale, from coarse to fine, the part of the latent map that is not yet expressed (the residual) is
+averaged to the scale's side and replaced by the nearest codebook vectors; these are enlarged, refined by a
+convolution and added to the canvas (f-hat in the paper), which approaches the latent map.
+
+Everything is computed in float32: autocast is off inside, as in VAR, because in bfloat16 3 of 100 codes come
+out differently. Weights may lie in bfloat16: they are read as float32, so that only their own rounding
+remains.
+
+Source: algorithms 1 and 2 of arXiv:2404.02905 and VAR's released models/quant.py.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -13,17 +21,17 @@ from torch import Tensor, nn
 
 from model.config import ImageTokenizerConfig
 
-# Shape legend: B = batch, Z = latent channels, H W = finest grid, s = side of a scale, N = s * s, M = tokens
-# of all scales but the first, L = M + 1, P = vectors, V = codebook size.
+# Shape legend: B = batch, Z = latent channels, H W = height and width of the finest scale, s = side of a
+# scale, N = s * s, L = tokens of all scales, M = those of all but the first, P = vectors, V = codebook size.
 
 COMMITMENT_WEIGHT = 0.25
-# What soft_targets of codes fall with is at least this.
-MIN_DISTANCE = 1e-6
-REFINER_SHARE = 0.5
+# Softness 0 would divide by zero.
+MIN_TEMPERATURE = 1e-6
+REFINED_SHARE = 0.5
 
 
 def refiner_of_scale(num_scales: int, num_refiners: int) -> list[int]:
-    """Which of the shared refining convolutions serves each scale, coarse to fine: the nearest tick.
+    """Index of the refining convolution that each scale uses, coarse to fine; neighbouring scales share one.
 
     Scales 2 and 7 of the published 10 are ties that float64 rounding decides, so this must stay in numpy's
     float64 and in this order of operations.
@@ -33,10 +41,18 @@ def refiner_of_scale(num_scales: int, num_refiners: int) -> list[int]:
     return [int(np.argmin(np.abs(ticks - k / max(num_scales - 1, 1)))) for k in range(num_scales)]
 
 
-class Quantized(NamedTuple):
-    """What training an image tokenizer needs of one pass; `canvas` carries the gradient straight through.
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """A context in which autocast is off for a device, where it has autocast at all."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
-    `vectors` (P, Z) are what each scale's codes stood for, in the codes' order.
+
+class Quantized(NamedTuple):
+    """Result of a training pass of the quantizer.
+
+    Codes of every scale, each (B, N); the canvas, whose gradient goes straight through to the latent map; the
+    loss; and the vectors of each scale that were quantized, (P, Z), in the order of the codes.
     """
 
     codes: list[Tensor]
@@ -45,28 +61,32 @@ class Quantized(NamedTuple):
     vectors: list[Tensor]
 
 
-class SelfCorrected(NamedTuple):
-    """What a pyramid with replacements asks for: codes of every scale (B, N), what they stand for (B, N, Z),
-    and the teacher-forcing input, (B, M, Z).
+class SelfCorrection(NamedTuple):
+    """Result of encoding with replaced codes, of every scale.
+
+    The nearest codes (B, N); the residuals that they quantize (B, N, Z); and the input from which the visual
+    decoder has to predict them, (B, M, Z).
     """
 
     codes: list[Tensor]
-    cells: list[Tensor]
-    seen: Tensor
+    residuals: list[Tensor]
+    decoder_input: Tensor
 
 
 class Refiner(nn.Conv2d):
-    """Half the map as it is, half convolved: repairs what enlarging the codes has smeared."""
+    """Mean of a map and its 3x3 convolution; repairs what enlarging the codebook vectors has blurred."""
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__(latent_dim, latent_dim, kernel_size=3, padding=1)
 
     def forward(self, x_BZHW: Tensor) -> Tensor:
-        return x_BZHW * (1 - REFINER_SHARE) + super().forward(x_BZHW) * REFINER_SHARE
+        with without_autocast(x_BZHW.device):
+            convolved_BZHW = F.conv2d(x_BZHW, self.weight.float(), self.bias.float(), padding=self.padding)
+        return x_BZHW * (1 - REFINED_SHARE) + convolved_BZHW * REFINED_SHARE
 
 
 class MultiScaleQuantizer(nn.Module):
-    """One codebook shared by all scales; Euclidean nearest neighbour."""
+    """Nearest neighbours, by Euclidean distance, in one codebook that all scales share."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
@@ -77,18 +97,19 @@ class MultiScaleQuantizer(nn.Module):
 
     def distances(self, vectors_PZ: Tensor) -> Tensor:
         """Squared distance to every codebook vector, (P, V)."""
-        codebook_VZ = self.codebook.weight
+        vectors_PZ, codebook_VZ = vectors_PZ.float(), self.codebook.weight.float()
         lengths_PV = vectors_PZ.square().sum(1, keepdim=True) + codebook_VZ.square().sum(1)
-        return lengths_PV.addmm(vectors_PZ, codebook_VZ.mT, alpha=-2)
+        with without_autocast(vectors_PZ.device):
+            return lengths_PV.addmm(vectors_PZ, codebook_VZ.mT, alpha=-2)
 
     def nearest(self, vectors_PZ: Tensor) -> Tensor:
-        """Index of the closest codebook vector, (P,)."""
+        """Index of the nearest codebook vector, (P,)."""
         return self.distances(vectors_PZ).argmin(dim=1)
 
     def upsample(self, vectors_BNZ: Tensor, k: int) -> Tensor:
         """What the vectors of scale k add to the canvas, (B, Z, H, W)."""
         side, finest = self.scales[k], self.scales[-1]
-        map_BZss = vectors_BNZ.mT.unflatten(2, (side, side))
+        map_BZss = vectors_BNZ.float().mT.unflatten(2, (side, side))
         if side != finest:
             map_BZss = F.interpolate(map_BZss, size=(finest, finest), mode="bicubic")
         return self.refiners[self.refiner_index[k]](map_BZss.contiguous())
@@ -98,81 +119,90 @@ class MultiScaleQuantizer(nn.Module):
         return self.upsample(self.codebook(codes_BN), k)
 
     def downsample(self, map_BZHW: Tensor, k: int) -> Tensor:
-        """The map averaged over the cells of scale k, (B, Z, s, s)."""
-        return F.interpolate(map_BZHW, size=(self.scales[k],) * 2, mode="area")
+        """A map averaged to the side of scale k, as a sequence of its positions, (B, N, Z)."""
+        side = self.scales[k]
+        return F.interpolate(map_BZHW, size=(side, side), mode="area").flatten(2).mT
 
     def encode(self, latent_BZHW: Tensor) -> list[Tensor]:
-        """Codes of every scale, coarse to fine: each takes up what the coarser ones left over."""
-        rest_BZHW, codes = latent_BZHW, []
+        """Codes of every scale, coarse to fine, each (B, N)."""
+        residual_BZHW, codes = latent_BZHW.float(), []
         for k in range(len(self.scales)):
-            codes.append(self._code_of(self._cells(rest_BZHW, k)))
-            rest_BZHW = rest_BZHW - self.lookup(codes[-1], k)
+            codes.append(self._codes_of(self._residuals_at(residual_BZHW, k)))
+            residual_BZHW = residual_BZHW - self.lookup(codes[-1], k)
         return codes
 
-    def _cells(self, rest_BZHW: Tensor, k: int) -> Tensor:
-        """What is left to express, averaged over the cells of scale k, (B, N, Z)."""
+    def _residuals_at(self, residual_BZHW: Tensor, k: int) -> Tensor:
+        """The vectors that scale k quantizes, (B, N, Z)."""
         is_finest = k == len(self.scales) - 1
-        return (rest_BZHW if is_finest else self.downsample(rest_BZHW, k)).flatten(2).mT
+        return residual_BZHW.flatten(2).mT if is_finest else self.downsample(residual_BZHW, k)
 
-    def _code_of(self, cells_BNZ: Tensor) -> Tensor:
-        return self.nearest(cells_BNZ.flatten(0, 1)).view(cells_BNZ.shape[:2])
+    def _codes_of(self, residuals_BNZ: Tensor) -> Tensor:
+        return self.nearest(residuals_BNZ.flatten(0, 1)).view(residuals_BNZ.shape[:2])
 
-    def encode_with_replacements(self, latent_BZHW: Tensor, replacements: list[Tensor]) -> SelfCorrected:
-        """Codes of every scale and teacher-forcing input, as `encode` and `seen`, when replacements are drawn
-        on the way: each scale then takes up what right and wrong codes before it have left over.
+    def encode_with_replacements(self, latent_BZHW: Tensor, replacements: list[Tensor]) -> SelfCorrection:
+        """Codes of every scale when some codes are replaced on the way, and the decoder's input to match.
 
-        `replacements` are, for each scale, the codes to draw instead of the right ones, -1 where none,
-        (B, N). Source: self-correction of arXiv:2412.04431, with whole codes instead of bits.
+        A replaced code goes into the canvas in place of the nearest one, so the residual of the scales after
+        it, and with it their nearest codes, make up for the error.
+
+        Source: self-correction of arXiv:2412.04431, with whole codes instead of bits.
+
+        Args:
+            replacements: Codes of each scale to put in place of the nearest ones, (B, N), -1 for none.
         """
-        canvas_BZHW, codes, cells, maps = torch.zeros_like(latent_BZHW), [], [], []
+        latent_BZHW = latent_BZHW.float()
+        canvas_BZHW, codes, residuals, inputs = torch.zeros_like(latent_BZHW), [], [], []
         for k, replacements_BN in enumerate(replacements):
             if k > 0:
-                maps.append(self.downsample(canvas_BZHW, k).flatten(2).mT)
-            cells.append(self._cells(latent_BZHW - canvas_BZHW, k))
-            codes.append(self._code_of(cells[-1]))
-            drawn_BN = torch.where(replacements_BN < 0, codes[-1], replacements_BN)
-            canvas_BZHW = canvas_BZHW + self.lookup(drawn_BN, k)
-        return SelfCorrected(codes, cells, self._joined(maps, len(latent_BZHW)))
+                inputs.append(self.downsample(canvas_BZHW, k))
+            residuals.append(self._residuals_at(latent_BZHW - canvas_BZHW, k))
+            codes.append(self._codes_of(residuals[-1]))
+            used_BN = torch.where(replacements_BN < 0, codes[-1], replacements_BN)
+            canvas_BZHW = canvas_BZHW + self.lookup(used_BN, k)
+        return SelfCorrection(codes, residuals, self._concatenated(inputs, len(latent_BZHW)))
 
-    def soft_targets(self, cells: list[Tensor], softness: float) -> Tensor:
-        """Shares of all codes in what the codes of each scale stand for, `cells` (B, N, Z): (B, L, V).
+    def soft_targets(self, residuals: list[Tensor], softness: float) -> Tensor:
+        """Soft labels over the codebook for the residuals (B, N, Z) of every scale, (B, L, V).
 
-        Which of several near codes is the nearest is noise to whoever predicts it, and any of them draws the
-        same picture. Shares fall with the squared distance, by e for every `softness` of the mean squared
-        distance between a code and its nearest other; with 0 the nearest has all. Source: label smoothing of
-        arXiv:1512.00567, spread by distance in the codebook instead of evenly.
+        They are a softmax of negative squared distances. Its temperature is `softness` times the mean squared
+        distance between a codebook vector and its nearest other, so that 0 leaves the nearest code alone.
+        Which of several near codes is the nearest is noise to a model that predicts it, and each of them
+        draws the same image. Source: label smoothing of arXiv:1512.00567, by distance instead of evenly.
         """
-        apart_VV = self.distances(self.codebook.weight).fill_diagonal_(float("inf"))
-        unit = (softness * apart_VV.amin(dim=1).mean()).clamp(min=MIN_DISTANCE)
-        distance_BLV = self.distances(torch.cat(cells, dim=1).flatten(0, 1)).unflatten(0, (len(cells[0]), -1))
-        return (-distance_BLV / unit).softmax(dim=-1)
+        between_VV = self.distances(self.codebook.weight).fill_diagonal_(float("inf"))
+        temperature = (softness * between_VV.amin(dim=1).mean()).clamp(min=MIN_TEMPERATURE)
+        distances_PV = self.distances(torch.cat(residuals, dim=1).flatten(0, 1))
+        return (-distances_PV.unflatten(0, (len(residuals[0]), -1)) / temperature).softmax(dim=-1)
 
     def canvas(self, codes: list[Tensor]) -> Tensor:
-        """The sum of what all given scales add, (B, Z, H, W); fewer scales give a coarser picture."""
+        """The sum of what all given scales add, (B, Z, H, W); fewer scales give a coarser image."""
         return sum(self.lookup(codes_BN, k) for k, codes_BN in enumerate(codes))
 
-    def seen(self, codes: list[Tensor]) -> Tensor:
-        """Teacher-forcing input: the canvas before each scale but the first, at its side, (B, M, Z)."""
-        canvas_BZHW, maps = 0, []
+    def decoder_input(self, codes: list[Tensor]) -> Tensor:
+        """Teacher-forcing input of the visual decoder, for all scales but the first, (B, M, Z).
+
+        For each scale it is the canvas of the scales before, averaged to its side.
+        """
+        canvas_BZHW, inputs = 0, []
         for k, codes_BN in enumerate(codes[:-1]):
             canvas_BZHW = canvas_BZHW + self.lookup(codes_BN, k)
-            maps.append(self.downsample(canvas_BZHW, k + 1).flatten(2).mT)
-        return self._joined(maps, len(codes[0]))
+            inputs.append(self.downsample(canvas_BZHW, k + 1))
+        return self._concatenated(inputs, len(codes[0]))
 
-    def _joined(self, maps: list[Tensor], count: int) -> Tensor:
-        nothing_BMZ = self.codebook.weight.new_zeros(count, 0, self.codebook.embedding_dim)
-        return torch.cat([nothing_BMZ, *maps], dim=1)
+    def _concatenated(self, inputs: list[Tensor], count: int) -> Tensor:
+        """Inputs of all scales as one sequence, (B, M, Z), which is empty where there is one scale only."""
+        empty_BMZ = self.codebook.weight.new_zeros(count, 0, self.codebook.embedding_dim).float()
+        return torch.cat([empty_BMZ, *inputs], dim=1)
 
     def forward(self, latent_BZHW: Tensor) -> Quantized:
-        """Quantize for training: loss = mean over scales of the codebook term and 0.25 times the commitment
-        term.
-        """
+        """Quantize with gradients; the loss is the mean over scales of codebook + 0.25 * commitment loss."""
+        latent_BZHW = latent_BZHW.float()
         canvas_BZHW, loss, codes = torch.zeros_like(latent_BZHW), latent_BZHW.new_zeros(()), []
         fixed_BZHW, vectors = latent_BZHW.detach(), []
         for k in range(len(self.scales)):
-            cells_BNZ = self._cells(fixed_BZHW - canvas_BZHW.detach(), k)
-            vectors.append(cells_BNZ.flatten(0, 1))
-            codes.append(self._code_of(cells_BNZ))
+            residuals_BNZ = self._residuals_at(fixed_BZHW - canvas_BZHW.detach(), k)
+            vectors.append(residuals_BNZ.flatten(0, 1))
+            codes.append(self._codes_of(residuals_BNZ))
             canvas_BZHW = canvas_BZHW + self.lookup(codes[-1], k)
             commitment = F.mse_loss(canvas_BZHW.detach(), latent_BZHW)
             loss = loss + COMMITMENT_WEIGHT * commitment + F.mse_loss(canvas_BZHW, fixed_BZHW)

@@ -1,8 +1,11 @@
-"""VARGPT: vision tower, language model and visual decoder joined by three projectors.
+"""VARGPT: vision tower, language model, visual decoder and image tokenizer, joined by three projectors.
 
-Source: arXiv:2501.12327; data flow of spec section 1.4. Text is predicted token by token; an image takes the
-place of `num_image_tokens` positions, whose last hidden states the visual decoder turns into codes of the
-same positions.
+Text is predicted token by token. An image that is drawn takes `num_image_tokens` positions of the language
+model: its tokens enter there through the generation input projector, and the hidden states of the same
+positions leave through the generation output projector to the visual decoder, which predicts the codes of
+these positions.
+
+Source: arXiv:2501.12327 and the released modeling_vargpt_llava.py.
 """
 
 from dataclasses import dataclass
@@ -15,28 +18,63 @@ from transformers import PreTrainedModel
 from model.backbones import LanguageModel, VisionTower
 from model.config import VargptConfig
 from model.errors import UserError
-from model.image_tokenizer import ImageTokenizer, teacher_forcing
+from model.image_tokenizer import ImageTokenizer, TeacherForcing, teacher_forcing
 from model.projectors import GenerationInputProjector, GenerationOutputProjector, UnderstandingProjector
 from model.visual_decoder import DecoderCache, VisualDecoder
 
 # Shape legend: B = batch, T = positions of the sequence, D = language model width, I = input images,
-# G = drawn images, L = image tokens, M = L - 1, C = decoder width, Z = latent channels, V = codebook size.
+# G = drawn images, L = image tokens, M = L - 1, N = image tokens fed now, C = decoder width, Z = latent
+# channels, V = codebook size.
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetImages:
+    """The images that a batch should draw, as pixels or as codes, and how they are taught.
+
+    Args:
+        pixels: (G, 3, H, W) in [-1, 1].
+        codes: (G, L), in place of pixels.
+        unconditional: (G,) True where the image opens with the null start, for classifier-free guidance.
+        replacements, softness: As in `teacher_forcing`; they need pixels.
+    """
+
+    pixels: Tensor | None = None
+    codes: Tensor | None = None
+    unconditional: Tensor | None = None
+    replacements: Tensor | None = None
+    softness: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.codes is None:
+            return
+        if self.pixels is not None and len(self.pixels):
+            raise UserError("give codes or generation_pixel_values, not both")
+        if self.softness or (self.replacements is not None and len(self.replacements)):
+            raise UserError("replacements and softness go with generation_pixel_values, not with codes")
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        images = self.pixels if self.codes is None else self.codes
+        return 0 if images is None else len(images)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One teacher-forced pass: states (B, T, D), image logits (G, L, V) and the codes they should predict,
-    (G, L), with soft_targets of all codes (G, L, V) where targets are soft.
+    """Result of a teacher-forced pass.
+
+    Last hidden states of the language model, (B, T, D); and, where there are images to draw, the logits of
+    their codes, (G, L, V), the right codes, (G, L), and soft labels, (G, L, V), where targets are soft.
     """
 
     hidden: Tensor
-    image_logits: Tensor | None
-    image_codes: Tensor | None
+    image_logits: Tensor | None = None
+    image_codes: Tensor | None = None
     image_soft_targets: Tensor | None = None
 
 
 class Vargpt(PreTrainedModel):
-    """The parts of the figure and how data flows between them."""
+    """All parts of the model, and the teacher-forced pass through them."""
 
     config_class = VargptConfig
     base_model_prefix = ""
@@ -66,76 +104,61 @@ class Vargpt(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Both are trained from nothing or imported whole, by their own recipes; transformers must not touch
-        # them.
+        # These two have initial values of their own, or published weights.
         own = (*self.visual_decoder.modules(), *self.image_tokenizer.modules())
         if not any(module is part for part in own):
             super()._init_weights(module)
 
     def image_features(self, pixels_I3HW: Tensor) -> Tensor:
-        """Input images as the language model reads them, (I * positions, D)."""
+        """Input images as embeddings for the language model, (I * positions, D).
+
+        UserError for images of another size than the vision tower's.
+        """
+        size = self.config.vision_config.image_size
+        if pixels_I3HW.shape[1:] != (3, size, size):
+            shape = tuple(pixels_I3HW.shape)
+            raise UserError(f"pixel_values must be (images, 3, {size}, {size}), got {shape}")
         return self.understanding_projector(self.vision_tower(pixels_I3HW)).flatten(0, 1)
 
-    def start_condition(self, count: int, dropped_G: Tensor | None = None) -> Tensor:
-        """The vector that opens `count` pyramids, (G, C); null where dropped."""
+    def start_condition(self, count: int, unconditional_G: Tensor | None = None) -> Tensor:
+        """Start embeddings of images, which are their conditions, (G, C); null where unconditional."""
         decoder = self.config.visual_decoder_config
         rows_G = torch.full((count,), decoder.image_start, device=self.device)
-        if dropped_G is not None:
-            rows_G = torch.where(dropped_G, decoder.null_start, rows_G)
+        if unconditional_G is not None:
+            rows_G = torch.where(unconditional_G, decoder.null_start, rows_G)
         return self.visual_decoder.start_embedding(rows_G)
 
-    def embed(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, pyramid_GLC: Tensor | None = None
-    ) -> Tensor:
-        """Words, input images and pyramids in their places, (B, T, D).
+    def embed_images(
+        self, decoder_input_GMZ: Tensor, unconditional_G: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Embedded tokens of images to draw, (G, L, C), and their conditions, (G, C), for teacher forcing.
 
-        Raises ValueError when images and placeholders do not count up.
+        The input is that of `ImageTokenizer.decoder_input`.
+        """
+        cond_GC = self.start_condition(len(decoder_input_GMZ), unconditional_G)
+        return self.visual_decoder.embed(cond_GC, decoder_input_GMZ), cond_GC
+
+    def embed(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_tokens_GLC: Tensor | None = None
+    ) -> Tensor:
+        """Embeddings of words, input images and images to draw, each at its positions, (B, T, D).
+
+        UserError when images and their positions in `input_ids` differ in number.
         """
         embedded_BTD = self.language_model.get_input_embeddings()(input_ids)
+        features = projected = None
         if pixel_values is not None and len(pixel_values):
             features = self.image_features(pixel_values)
-            embedded_BTD = self._place(
-                embedded_BTD, input_ids == self.config.image_token_id, features, "pixel_values"
-            )
-        else:
-            self._refuse(input_ids, self.config.image_token_id, "pixel_values")
-        if pyramid_GLC is not None:
-            projected = self.generation_input_projector(pyramid_GLC).flatten(0, 1)
-            spots_BT = input_ids == self.config.image_pad_token_id
-            return self._place(embedded_BTD, spots_BT, projected, "generation_pixel_values")
-        self._refuse(input_ids, self.config.image_pad_token_id, "generation_pixel_values")
-        return embedded_BTD
+        if image_tokens_GLC is not None:
+            projected = self.generation_input_projector(image_tokens_GLC).flatten(0, 1)
+        is_input_BT = input_ids == self.config.image_token_id
+        is_drawn_BT = input_ids == self.config.image_pad_token_id
+        embedded_BTD = _put(embedded_BTD, is_input_BT, features, "pixel_values")
+        return _put(embedded_BTD, is_drawn_BT, projected, "generation_pixel_values")
 
-    @staticmethod
-    def _place(embedded_BTD: Tensor, spots_BT: Tensor, rows: Tensor, name: str) -> Tensor:
-        if int(spots_BT.sum()) != len(rows):
-            raise UserError(
-                f"{name} fill {len(rows)} positions, but input_ids have {int(spots_BT.sum())} for them"
-            )
-        return embedded_BTD.masked_scatter(spots_BT[..., None], rows.to(embedded_BTD.dtype))
-
-    @staticmethod
-    def _refuse(input_ids: Tensor, token_id: int, name: str) -> None:
-        count = int((input_ids == token_id).sum())
-        if count:
-            raise UserError(f"input_ids have {count} image positions, but {name} are missing")
-
-    def pyramid(
-        self, codes_GL: Tensor, dropped_G: Tensor | None = None, seen_GMZ: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Teacher-forcing tokens of drawn images, (G, L, C), and their conditions, (G, C).
-
-        `seen_GMZ` is the teacher-forcing input where it is not that of the codes themselves.
-        """
-        if seen_GMZ is None:
-            with torch.no_grad():
-                seen_GMZ = self.image_tokenizer.quantizer.seen(self.image_tokenizer.split(codes_GL))
-        cond_GC = self.start_condition(len(codes_GL), dropped_G)
-        return self.visual_decoder.embed(cond_GC, seen_GMZ), cond_GC
-
-    def image_logits(self, hidden_NLD: Tensor, cond_GC: Tensor, cache: DecoderCache | None = None) -> Tensor:
+    def image_logits(self, hidden_GND: Tensor, cond_GC: Tensor, cache: DecoderCache | None = None) -> Tensor:
         """Language model states at image positions -> logits of the codes there, (G, N, V)."""
-        return self.visual_decoder.predict(self.generation_output_projector(hidden_NLD), cond_GC, cache)
+        return self.visual_decoder.predict(self.generation_output_projector(hidden_GND), cond_GC, cache)
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits for states of any leading shape."""
@@ -146,32 +169,36 @@ class Vargpt(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
-        generation_pixel_values: Tensor | None = None,
-        codes_GL: Tensor | None = None,
-        dropped_G: Tensor | None = None,
-        replacements_GL: Tensor | None = None,
-        softness: float = 0.0,
+        target_images: TargetImages | None = None,
     ) -> Prediction:
-        """Teacher-forced pass over sequences with any number of input and drawn images each.
-
-        Drawn images come as pixels in [-1, 1] or as codes; `dropped_G` opens those pyramids with the null
-        start. `replacements_GL`, for pixels only, are codes drawn in place of the right ones, -1 where none:
-        what is predicted then makes up for them, with soft targets where `softness` is above 0. Raises
-        ValueError when they come with codes.
-        """
-        if codes_GL is not None and replacements_GL is not None:
-            raise UserError("replacements go with generation_pixel_values, not with codes")
-        seen_GMZ = soft_targets_GLV = None
-        if codes_GL is None and generation_pixel_values is not None and len(generation_pixel_values):
-            codes_GL, seen_GMZ, soft_targets_GLV = teacher_forcing(
-                self.image_tokenizer, generation_pixel_values, replacements_GL, softness
-            )
-        pyramid_GLC = cond_GC = None
-        if codes_GL is not None and len(codes_GL):
-            pyramid_GLC, cond_GC = self.pyramid(codes_GL, dropped_G, seen_GMZ)
-        embedded_BTD = self.embed(input_ids, pixel_values, pyramid_GLC)
+        """Teacher-forced pass over sequences with any number of input images and images to draw each."""
+        targets = image_tokens_GLC = cond_GC = None
+        if target_images is not None and target_images.count:
+            targets = self._teacher_forcing(target_images)
+            image_tokens_GLC, cond_GC = self.embed_images(targets.decoder_input, target_images.unconditional)
+        embedded_BTD = self.embed(input_ids, pixel_values, image_tokens_GLC)
         hidden_BTD = self.language_model.states(embedded_BTD, attention_mask=attention_mask, use_cache=False)
-        if pyramid_GLC is None:
-            return Prediction(hidden_BTD, None, None)
-        drawn_GLD = hidden_BTD[input_ids == self.config.image_pad_token_id].unflatten(0, codes_GL.shape)
-        return Prediction(hidden_BTD, self.image_logits(drawn_GLD, cond_GC), codes_GL, soft_targets_GLV)
+        if targets is None:
+            return Prediction(hidden_BTD)
+        is_drawn_BT = input_ids == self.config.image_pad_token_id
+        drawn_GLD = hidden_BTD[is_drawn_BT].unflatten(0, targets.codes.shape)
+        logits_GLV = self.image_logits(drawn_GLD, cond_GC)
+        return Prediction(hidden_BTD, logits_GLV, targets.codes, targets.soft_targets)
+
+    @torch.no_grad()
+    def _teacher_forcing(self, images: TargetImages) -> TeacherForcing:
+        if images.codes is not None:
+            return TeacherForcing(images.codes, self.image_tokenizer.decoder_input(images.codes))
+        return teacher_forcing(self.image_tokenizer, images.pixels, images.replacements, images.softness)
+
+
+def _put(embedded_BTD: Tensor, is_image_BT: Tensor, vectors: Tensor | None, name: str) -> Tensor:
+    """Embeddings with the vectors of images at their positions, in order."""
+    num_positions = int(is_image_BT.sum())
+    if vectors is None:
+        if num_positions:
+            raise UserError(f"input_ids have {num_positions} image positions, but {name} are missing")
+        return embedded_BTD
+    if num_positions != len(vectors):
+        raise UserError(f"{name} fill {len(vectors)} positions, but input_ids have {num_positions} for them")
+    return embedded_BTD.masked_scatter(is_image_BT[..., None], vectors.to(embedded_BTD.dtype))

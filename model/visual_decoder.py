@@ -1,7 +1,7 @@
 """The visual decoder: a transformer that predicts all codes of the next scale at once.
 
-Source: arXiv:2404.02905 (VAR); spec sections 1.1 to 1.3. Standing alone it draws by class; inside VARGPT the
-language model and two projectors sit between `embed` and `predict`.
+Source: VAR, arXiv:2404.02905 and its released models/var.py. Standing alone it draws by class; inside VARGPT
+the language model and two projectors stand between `embed` and `predict`.
 """
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from model.config import ImageTokenizerConfig, VisualDecoderConfig
 from model.layers import AdaptiveBlock, KeysValues, Modulation, modulate
-from model.scales import block_causal_mask, num_tokens, scale_of_token, scale_offsets
+from model.scales import block_causal_mask, num_tokens, scale_of_token
 
-# Shape legend: B = batch, L = tokens of the pyramid, M = L - 1, N = tokens fed now, C = width, Z = latent
+# Shape legend: B = batch, L = tokens of all scales, M = L - 1, N = tokens fed now, C = width, Z = latent
 # channels, V = codebook size.
 
 ADALN_INIT_GAIN = 0.5
@@ -21,18 +21,18 @@ HEAD_INIT_GAIN = 0.02
 
 
 class DecoderCache:
-    """Of each block: what the condition asks, and keys and values of the scales drawn so far.
+    """What each block keeps from scale to scale while an image is drawn: its modulation, its keys and values.
 
-    Whoever draws with one cache must not change the condition on the way.
+    All scales of an image must be predicted with the same condition.
     """
 
     def __init__(self, depth: int) -> None:
-        self.asked: list[Modulation | None] = [None] * depth
-        self.seen: list[KeysValues | None] = [None] * depth
+        self.modulations: list[Modulation | None] = [None] * depth
+        self.keys_values: list[KeysValues | None] = [None] * depth
 
 
 class VisualDecoder(nn.Module):
-    """Pyramid so far and a condition in, logits over the codebook out."""
+    """Embedded image tokens and a condition in, logits over the codebook out."""
 
     def __init__(self, config: VisualDecoderConfig, tokenizer: ImageTokenizerConfig) -> None:
         super().__init__()
@@ -49,48 +49,46 @@ class VisualDecoder(nn.Module):
         self.head = nn.Linear(config.width, tokenizer.codebook_size)
 
     def embed_start(self, cond_BC: Tensor) -> Tensor:
-        """The first token of the pyramid: the condition itself with its place, (B, 1, C)."""
-        return cond_BC[:, None] + self.start_position + self._place(0, 1).to(cond_BC.dtype)
+        """The first token, that of the coarsest scale: the condition with its position, (B, 1, C)."""
+        return cond_BC[:, None] + self.start_position + self._position(0, 1).to(cond_BC.dtype)
 
-    def embed_seen(self, seen_BNZ: Tensor, first: int) -> Tensor:
-        """What has been drawn so far, area-averaged to the sides of the next scales, with its place,
-        (B, N, C).
+    def embed_scales(self, decoder_input_BNZ: Tensor, first: int) -> Tensor:
+        """Tokens of further scales, (B, N, C), of which the first is number `first` of all tokens.
+
+        The input of a scale is the canvas so far, area-averaged to its side (`decoder_input` of the
+        quantizer).
         """
-        words_BNC = self.word_embedding(seen_BNZ.to(self.word_embedding.weight.dtype))
-        return words_BNC + self._place(first, seen_BNZ.shape[1])
+        words_BNC = self.word_embedding(decoder_input_BNZ.to(self.word_embedding.weight.dtype))
+        return words_BNC + self._position(first, decoder_input_BNZ.shape[1])
 
-    def embed(self, cond_BC: Tensor, seen_BMZ: Tensor) -> Tensor:
-        """The whole pyramid as it is fed in training, (B, L, C)."""
-        return torch.cat([self.embed_start(cond_BC), self.embed_seen(seen_BMZ, first=1)], dim=1)
+    def embed(self, cond_BC: Tensor, decoder_input_BMZ: Tensor) -> Tensor:
+        """Tokens of all scales, for teacher forcing, (B, L, C)."""
+        return torch.cat([self.embed_start(cond_BC), self.embed_scales(decoder_input_BMZ, first=1)], dim=1)
 
-    def _place(self, first: int, count: int) -> Tensor:
+    def _position(self, first: int, count: int) -> Tensor:
+        """Embeddings of position and scale of `count` tokens, (1, N, C)."""
         scale_L = scale_of_token(self.scales, self.position.device)[first : first + count]
         return self.position[:, first : first + count] + self.scale_embedding(scale_L)
 
     def predict(self, x_BNC: Tensor, cond_BC: Tensor, cache: DecoderCache | None = None) -> Tensor:
-        """Logits (B, N, V): of the whole pyramid under the block mask, or of one scale on top of a cache."""
+        """Logits (B, N, V): of all scales under the block-causal mask, or of the next scale given a cache."""
         mask_LL = block_causal_mask(self.scales, x_BNC.device) if cache is None else None
         for index, block in enumerate(self.blocks):
             if cache is None:
-                x_BNC, _ = block(x_BNC, block.asked(cond_BC), mask_LL, None)
+                x_BNC, _ = block(x_BNC, block.modulation_of(cond_BC), mask_LL, None)
                 continue
-            asked = cache.asked[index] = cache.asked[index] or block.asked(cond_BC)
-            x_BNC, cache.seen[index] = block(x_BNC, asked, None, cache.seen[index])
+            modulation = cache.modulations[index] = cache.modulations[index] or block.modulation_of(cond_BC)
+            x_BNC, cache.keys_values[index] = block(x_BNC, modulation, None, cache.keys_values[index])
         scale_B1C, shift_B1C = self.head_modulation(F.silu(cond_BC)).unflatten(1, (1, 2, -1)).unbind(2)
         return self.head(modulate(x_BNC, scale_B1C, shift_B1C))
 
-    def forward(self, cond_BC: Tensor, seen_BMZ: Tensor) -> Tensor:
+    def forward(self, cond_BC: Tensor, decoder_input_BMZ: Tensor) -> Tensor:
         """Teacher-forced logits of the class-conditional decoder, (B, L, V)."""
-        return self.predict(self.embed(cond_BC, seen_BMZ), cond_BC)
-
-    def scale_slice(self, k: int) -> slice:
-        """Where scale k lies in the flat pyramid."""
-        offsets = scale_offsets(self.scales)
-        return slice(offsets[k], offsets[k + 1])
+        return self.predict(self.embed(cond_BC, decoder_input_BMZ), cond_BC)
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Start values of a decoder trained from nothing, VAR's: branches nearly closed, head nearly flat."""
+        """Set VAR's initial values for training from nothing: small gates, nearly uniform logits."""
         width = self.config.width
         std = (1 / width / 3) ** 0.5
         for module in self.modules():

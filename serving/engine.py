@@ -184,7 +184,7 @@ class Engine:
     def _run(self, batch: list[Choice]) -> None:
         def on_event(event: Event) -> None:
             self._last_beat = self._clock()
-            batch[event.request].on_event(event)
+            batch[event.request_index].on_event(event)
 
         def should_stop(index: int) -> bool:
             self._last_beat = self._clock()

@@ -68,7 +68,7 @@ class Choice:
     def on_event(self, event: Event) -> None:
         """Notes and passes on what the model did."""
         self.has_spoken = True
-        self._num_images += event.kind == "image"
+        self._num_images += event.type == "image"
         self.notify(event)
 
     def notify(self, updates: Event | Finished | Exception) -> None:

@@ -31,9 +31,9 @@ class StreamDecoder:
 
     def on_event(self, event: Event) -> list[str | Image.Image]:
         """What an event adds: often nothing, for a character may need several tokens."""
-        if event.kind == "image":
+        if event.type == "image":
             self._images.append(event.image)  # shown when the token that ends it has come
-        if event.kind != "token":
+        if event.type != "token":
             return []
         self._token_ids.append(event.token_id)
         pieces = self._fresh(hold_back=True)

@@ -1,4 +1,4 @@
-"""Laws of the benchmarks: they run at tiny size on the CPU, and measure what they say."""
+"""Laws of the benchmarks: they run at tiny size on the CPU, and measure what they say they measure."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import gpu, latency
-from bench.requests import never_stopping, random_model, speaking_requests
+from bench.requests import random_model, text_requests, without_end_token
 from bench.timing import milliseconds
 from model.generation.generate import generate
 from training.stages.stage_table import STAGES
@@ -21,17 +21,17 @@ ROOT = Path(__file__).parents[1]
 def test_warm_up_does_not_count():
     calls = []
 
-    taken = milliseconds(lambda: calls.append(0), repeats=5, device="cpu", warm_up=3)
+    duration = milliseconds(lambda: calls.append(0), repeats=5, device="cpu", warm_up=3)
 
     assert len(calls) == 8
-    assert taken["repeats"] == 5
-    assert 0 < taken["min"] <= taken["median"] <= taken["p95"]
+    assert duration["repeats"] == 5
+    assert 0 < duration["min"] <= duration["median"] <= duration["p95"]
 
 
-def test_a_model_that_cannot_stop_says_as_many_words_as_it_is_asked_for():
-    model = never_stopping(random_model("tiny", "cpu", torch.float32))
+def test_a_model_without_end_token_writes_exactly_as_many_tokens_as_requested():
+    model = without_end_token(random_model("tiny", "cpu", torch.float32))
 
-    [reply] = generate(model, speaking_requests(model, 1, words=24))
+    [reply] = generate(model, text_requests(model, 1, num_tokens=24))
 
     assert len(reply.token_ids) == 24
 
@@ -58,18 +58,28 @@ def test_a_benchmark_writes_its_figures(bench, options, tmp_path, capsys):
         assert all(0 < error < 0.2 for error in figures["bfloat16_error"].values())
         assert all(figures[f"draw_ms_batch_{count}"]["median"] > 0 for count in (1, 16))
         assert figures["stage3_step_ms"]["median"] > 0
+        assert figures["tokens_per_second"]["median"] > 0
     else:
-        assert figures["float32"]["words_per_second_batch_1"] > 0
+        assert figures["float32"]["tokens_per_second_batch_1"] > 0
         assert figures["bfloat16_over_float32"] > 0
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there_is_named(capsys):
+@pytest.mark.parametrize(
+    ("bench", "options", "said"),
+    [
+        (gpu, ["--device", "cuda:99"], "there is no device 'cuda:99' here"),
+        (gpu, ["--device", "toaster"], "there is no device 'toaster' here"),
+        (gpu, ["--device", "cpu", "--repeats", "0"], "--repeats: must be at least 1, got 0"),
+        (latency, ["--repeats", "-1"], "--repeats: must be at least 1, got -1"),
+        (latency, ["--threads", "0"], "--threads: must be at least 1, got 0"),
+    ],
+)
+def test_an_option_that_cannot_be_met_is_named(bench, options, said, capsys):
     with pytest.raises(SystemExit) as ended:
-        gpu.read_arguments([])
+        bench.read_arguments(options)
 
     assert ended.value.code == 2
-    assert "there is no device 'cuda' here" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_the_benchmark_of_a_gpu_needs_nothing_but_the_model():

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from model.config import ImageTokenizerConfig, VargptConfig, VisualDecoderConfig, preset
+from model.errors import UserError
 from model.image_tokenizer import ImageTokenizer
 from model.modeling import VargptForConditionalGeneration
 from model.quantizer import refiner_of_scale
 
-# Spec section 1.1, less the layer norms that the released projectors hold and never apply (2 * width each).
+# Of the released model, less the layer norms that its projectors hold and never apply (2 * width each).
 PUBLISHED = {
     "vision_tower": 303_507_456,
     "understanding_projector": 20_979_712,
@@ -83,3 +84,31 @@ def test_impossible_architectures_are_refused_by_name():
         VisualDecoderConfig(width=100, num_heads=3)
     with pytest.raises(ValueError, match=r"preset must be one of .* got 'huge'"):
         preset("huge")
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value"),
+    [
+        (ImageTokenizerConfig, "codebook_size", 0),
+        (ImageTokenizerConfig, "latent_dim", 0),
+        (ImageTokenizerConfig, "channels", ()),
+        (ImageTokenizerConfig, "channels", (32, 0)),
+        (ImageTokenizerConfig, "encoder_blocks", 0),
+        (ImageTokenizerConfig, "decoder_blocks", -1),
+        (ImageTokenizerConfig, "num_refiners", 0),
+        (ImageTokenizerConfig, "pixel_block", 0),
+        (ImageTokenizerConfig, "norm_groups", 0),
+        (VisualDecoderConfig, "depth", 0),
+        (VisualDecoderConfig, "width", 0),
+        (VisualDecoderConfig, "num_heads", 0),
+        (VisualDecoderConfig, "mlp_ratio", 0),
+        (VisualDecoderConfig, "num_starts", 0),
+        (VisualDecoderConfig, "drop_path", 1.0),
+        (VisualDecoderConfig, "drop_path", -0.1),
+        (VargptConfig, "vision_feature_layer", 13),
+        (VargptConfig, "vision_feature_layer", -14),
+    ],
+)
+def test_sizes_that_fit_no_network_are_refused_by_name(config, field, value):
+    with pytest.raises(UserError, match=field):
+        config(**{field: value})

@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 
 from model.config import ImageTokenizerConfig, VargptConfig, VisualDecoderConfig
 from model.image_tokenizer import ImageTokenizer
-from model.losses import published_loss
-from model.published import decoder_weights, load_published, tokenizer_weights, vargpt_weights
+from model.published import decoder_weights, tokenizer_weights, vargpt_weights
 from model.scales import scale_offsets
-from model.vargpt import Vargpt
+from model.vargpt import TargetImages, Vargpt
 from model.visual_decoder import DecoderCache, VisualDecoder
 
 TOLERANCE = 1e-4
@@ -71,7 +70,7 @@ def decoder_config(meta, num_starts):
 def tokenizer_case(folder, meta):
     weights, values = arrays(folder / "tokenizer.safetensors")
     tokenizer = ImageTokenizer(tokenizer_config(meta, weights)).eval()
-    load_published(tokenizer, tokenizer_weights(weights), "tokenizer")
+    tokenizer.load_state_dict(tokenizer_weights(weights))
     return tokenizer, values
 
 
@@ -80,7 +79,7 @@ def decoder_case(folder, meta, tokenizer_case):
     weights, values = arrays(folder / "var.safetensors")
     config = decoder_config(meta, weights["class_emb.weight"].shape[0])
     decoder = VisualDecoder(config, tokenizer_case[0].config).eval()
-    load_published(decoder, decoder_weights(weights), "var")
+    decoder.load_state_dict(decoder_weights(weights))
     return decoder, values
 
 
@@ -103,7 +102,7 @@ def vargpt_case(folder, meta):
         image_pad_token_id=meta["special_tokens"]["image_gen_pad_token_id"],
     )
     model = Vargpt(config).eval()
-    load_published(model, vargpt_weights(weights), "vargpt_v1")
+    model.load_state_dict(vargpt_weights(weights))
     return model, values
 
 
@@ -123,7 +122,7 @@ def test_golden_image_tokenizer_gives_the_published_teacher_forcing_and_pictures
     tokenizer, values = tokenizer_case
     codes = tokenizer.encode(values["in.image"])
 
-    close(tokenizer.quantizer.seen(codes), values["out.teacher_forcing_input"])
+    close(tokenizer.quantizer.decoder_input(codes), values["out.teacher_forcing_input"])
     close(tokenizer.decode(codes), values["out.reconstruction"])
     close(tokenizer.decode(codes[:1]), values["out.reconstruction_first_scale"])
 
@@ -151,8 +150,8 @@ def test_golden_visual_decoder_draws_the_published_greedy_picture(decoder_case, 
         weight = 1.5 * k / max(len(scales) - 1, 1)
         codes.append(((1 + weight) * cond_logits - weight * uncond_logits).argmax(-1))
         if k + 1 < len(scales):
-            seen = quantizer.downsample(quantizer.canvas(codes), k + 1).flatten(2).mT
-            x = decoder.embed_seen(seen, scale_offsets(scales)[k + 1]).repeat(2, 1, 1)
+            decoder_input = quantizer.downsample(quantizer.canvas(codes), k + 1)
+            x = decoder.embed_scales(decoder_input, scale_offsets(scales)[k + 1]).repeat(2, 1, 1)
 
     close((tokenizer.decode(codes) + 1) / 2, values["out.greedy_cfg1.5_image"])
 
@@ -175,10 +174,12 @@ def test_golden_vargpt_draws_as_published(vargpt_case):
     model, values = vargpt_case
     input_ids = values["in.generate.input_ids"]
 
-    prediction = model.predict(input_ids, generation_pixel_values=values["in.generate.image"])
+    prediction = model.predict(input_ids, target_images=TargetImages(pixels=values["in.generate.image"]))
     text_logits = model.text_logits(prediction.hidden)
-    pad = model.config.image_pad_token_id
-    loss = published_loss(text_logits, input_ids, pad, prediction.image_logits, prediction.image_codes)
+    # The released text loss supervises prompts and padding too, all but image positions; ours does not.
+    labels = input_ids.masked_fill(input_ids == model.config.image_pad_token_id, -100)
+    text_loss = F.cross_entropy(text_logits[:, :-1].mT, labels[:, 1:])
+    loss = text_loss + F.cross_entropy(prediction.image_logits.mT, prediction.image_codes)
 
     assert torch.equal(prediction.image_codes, values["out.generate.image_indices"])
     close(text_logits, values["out.generate.text_logits"])

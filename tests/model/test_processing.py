@@ -7,6 +7,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from model.checkpoint import load_model, save_model, verify
 from model.config import preset
+from model.errors import UserError
 from model.generation.generate import Reply
 from model.losses import IGNORED
 from model.modeling import VargptForConditionalGeneration
@@ -87,7 +88,7 @@ def test_a_batch_may_hold_any_kind_of_sample(processor, model):
         processor.encode(two, [RED, RED]),
         processor.encode(QUESTIONS, [RED]),
         processor.encode(DRAWING, [RED, RED]),
-        processor.encode_dropped(RED),
+        processor.encode_unconditional(RED),
     ]
 
     sums = model.loss_sums(**processor.collate(samples))
@@ -146,17 +147,23 @@ def test_pixels_and_pictures_are_inverse():
 
 
 @pytest.mark.parametrize(
-    ("messages", "names"),
+    ("arguments", "said"),
     [
-        ([{"role": "robot", "content": "Hi"}], r"messages\[0\].role .* 'robot'"),
-        ([{"role": "user", "content": [{"type": "sound", "sound": 1}]}], "unknown modality 'sound'"),
-        ([{"role": "user", "content": [{"type": "image", "image": "x"}]}], "must be a picture, got str"),
-        ([{"role": "user", "content": "see <|image_gen_pad|>"}], "reserved word"),
+        ({}, "text is missing"),
+        ({"text": []}, "text is missing"),
+        ({"text": "Hi", "return_tensors": "np"}, "return_tensors must be 'pt', got 'np'"),
+        ({"text": "<image>", "images": ["red.png"]}, "images must be pictures of Pillow, got str"),
+        ({"text": "<image>"}, "images: 0 given for 1 placeholders"),
     ],
 )
-def test_bad_messages_are_refused_by_name(processor, messages, names):
-    with pytest.raises(ValueError, match=names):
-        processor.request(messages)
+def test_a_call_that_cannot_be_met_is_refused(processor, arguments, said):
+    with pytest.raises(UserError, match=said):
+        processor(**arguments)
+
+
+def test_a_crop_larger_than_the_picture_is_refused(processor):
+    with pytest.raises(UserError, match=r"crop_margin must be at least 1, got 0\.5"):
+        VargptProcessor.for_config(preset("tiny"), processor.tokenizer, crop_margin=0.5)
 
 
 def test_images_must_match_their_placeholders(processor, model):

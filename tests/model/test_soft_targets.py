@@ -9,7 +9,7 @@ from model.losses import image_loss
 from model.quantizer import MultiScaleQuantizer
 
 CONFIG = preset("tiny").image_tokenizer_config
-NO_MISTAKES = torch.full((4, 30), -1)
+NO_REPLACEMENTS = torch.full((4, 30), -1)
 
 
 @pytest.fixture
@@ -18,17 +18,17 @@ def quantizer():
     return MultiScaleQuantizer(CONFIG).requires_grad_(False)
 
 
-def cells(seed=1):
+def residuals(seed=1):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(4, side * side, CONFIG.latent_dim, generator=generator) for side in CONFIG.scales]
 
 
 def test_shares_add_up_to_one_and_the_nearest_code_has_the_most(quantizer):
-    shares = quantizer.soft_targets(cells(), 0.3)
+    shares = quantizer.soft_targets(residuals(), 0.3)
 
     assert shares.shape == (4, 30, CONFIG.codebook_size)
     torch.testing.assert_close(shares.sum(-1), torch.ones(4, 30))
-    nearest = torch.cat([quantizer.nearest(c.flatten(0, 1)).view(4, -1) for c in cells()], dim=1)
+    nearest = torch.cat([quantizer.nearest(c.flatten(0, 1)).view(4, -1) for c in residuals()], dim=1)
     assert torch.equal(shares.argmax(-1), nearest)
 
 
@@ -52,7 +52,7 @@ def test_codes_equally_near_share_equally_and_far_ones_have_next_to_nothing(quan
 
 
 def test_more_softness_spreads_further(quantizer):
-    sharp, soft = (quantizer.soft_targets(cells(), softness).amax(-1).mean() for softness in (0.05, 0.5))
+    sharp, soft = (quantizer.soft_targets(residuals(), softness).amax(-1).mean() for softness in (0.05, 0.5))
 
     assert soft < 0.8 * sharp
 
@@ -63,8 +63,8 @@ def test_the_loss_of_the_nearest_alone_is_the_loss_of_codes():
     pictures = torch.rand(4, 3, 32, 32) * 2 - 1
     logits = torch.randn(4, 30, CONFIG.codebook_size)
 
-    hard = teacher_forcing(tokenizer, pictures, NO_MISTAKES)
-    soft = teacher_forcing(tokenizer, pictures, NO_MISTAKES, softness=1e-9)
+    hard = teacher_forcing(tokenizer, pictures, NO_REPLACEMENTS)
+    soft = teacher_forcing(tokenizer, pictures, NO_REPLACEMENTS, softness=1e-9)
 
     assert hard.soft_targets is None
     expected, counts = image_loss(logits, hard.codes, CONFIG.scales)
@@ -78,7 +78,7 @@ def test_soft_targets_leave_codes_and_canvases_as_they_are():
     tokenizer = ImageTokenizer(CONFIG).eval().requires_grad_(False)
     pictures = torch.rand(4, 3, 32, 32) * 2 - 1
 
-    hard, soft = (teacher_forcing(tokenizer, pictures, NO_MISTAKES, softness) for softness in (0.0, 0.5))
+    hard, soft = (teacher_forcing(tokenizer, pictures, NO_REPLACEMENTS, softness) for softness in (0.0, 0.5))
 
     assert torch.equal(hard.codes, soft.codes)
-    assert torch.equal(hard.seen, soft.seen)
+    assert torch.equal(hard.decoder_input, soft.decoder_input)

@@ -57,10 +57,10 @@ def test_events_come_in_order_and_the_reply_last(backend: LoadedModel, wait_unti
     events = [updates for _, updates in ear.updates[:-1]]
     reply = ear.last().reply
     assert isinstance(ear.updates[-1][1], Finished)
-    assert [event.token_id for event in events if event.kind == "token"] == reply.token_ids
-    assert (next(event.image for event in events if event.kind == "image") == reply.images[0]).all()
-    assert [event.scale for event in events if event.kind == "scale"] == sorted(
-        event.scale for event in events if event.kind == "scale"
+    assert [event.token_id for event in events if event.type == "token"] == reply.token_ids
+    assert (next(event.image for event in events if event.type == "image") == reply.images[0]).all()
+    assert [event.scale for event in events if event.type == "scale"] == sorted(
+        event.scale for event in events if event.type == "scale"
     )
 
 

@@ -32,7 +32,7 @@ def played(backend: LoadedModel, script: str) -> tuple[list[Event], Reply]:
             events += [Event(0, "token", start), Event(0, "scale", scale=0)]
             events += [Event(0, "image", image=images[-1]), Event(0, "token", end)]
         events += [Event(0, "token", token) for token in tokenizer.encode(text, add_special_tokens=False)]
-    token_ids = [event.token_id for event in events if event.kind == "token"]
+    token_ids = [event.token_id for event in events if event.type == "token"]
     return events, Reply(token_ids, images, "stop", 5, 30 * len(images))
 
 

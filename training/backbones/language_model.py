@@ -18,8 +18,8 @@ from model.config import VargptConfig
 from model.cpu_kernels import eager_attention
 from model.errors import UserError
 from model.losses import IGNORED, text_loss
-from model.processing import IMAGE_GEN, Encoded, VargptProcessor
-from model.text_tokenizer import SPECIAL_TOKENS, build_text_tokenizer
+from model.processing import Encoded, VargptProcessor
+from model.text_tokenizer import IMAGE_GEN, SPECIAL_TOKENS, build_text_tokenizer
 from training.backbones.fit import FitSettings, fit
 from training.data.bad_records import BadRecordLog
 from training.data.readers import open_dataset

@@ -76,7 +76,7 @@ def train_decoder(
         asked = teacher_forcing_from_latent(
             tokenizer, latents_SZHW[index_B], replacements_BL.to(device), params.softness
         )
-        logits_BLV = class_logits(decoder, classes(pool, index_B, dropped_B), dropped_B, asked.seen)
+        logits_BLV = class_logits(decoder, classes(pool, index_B, dropped_B), dropped_B, asked.decoder_input)
         targets = asked.codes if asked.soft_targets is None else asked.soft_targets
         return {"codes": F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets.flatten(0, 1))}
 

@@ -142,7 +142,7 @@ class Batches:
     def _encode(self, sample: Sample, dropped: bool) -> Encoded:
         pictures = [reference.open() for reference in sample.images]
         if dropped:
-            return self.processor.encode_dropped(pictures[0])
+            return self.processor.encode_unconditional(pictures[0])
         encoded = self.processor.encode(sample.conversation(), pictures)
         return encoded if self.params.text_weight else self._up_to_last_drawing(encoded)
 

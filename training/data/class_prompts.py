@@ -1,6 +1,6 @@
 """How a picture of a class is asked for and answered: the wording of ImageNet-Instruct (spec section 7)."""
 
-from model.processing import IMAGE_GEN
+from model.text_tokenizer import IMAGE_GEN
 
 REQUESTS = (
     "Please design a drawing of {}.",

@@ -13,8 +13,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from model.errors import UserError
-from model.processing import IMAGE_GEN
-from model.text_tokenizer import EOS, IMAGE, IMAGE_END, IMAGE_PAD, IMAGE_START, PAD
+from model.text_tokenizer import EOS, IMAGE, IMAGE_END, IMAGE_GEN, IMAGE_PAD, IMAGE_START, PAD
 
 logger = logging.getLogger(__name__)
 

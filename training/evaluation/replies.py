@@ -8,8 +8,8 @@ from PIL import Image
 
 from model.generation.generate import generate
 from model.generation.sampling import SamplingParams
-from model.processing import IMAGE_GEN, VargptProcessor
-from model.text_tokenizer import IMAGE
+from model.processing import VargptProcessor
+from model.text_tokenizer import IMAGE, IMAGE_GEN
 from model.vargpt import Vargpt
 from training.data.samples import Sample
 from training.digits.scenes import Scene

@@ -46,7 +46,7 @@ def _tokens(model: VargptForConditionalGeneration) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     codebook = model.config.image_tokenizer_config.codebook_size
     codes_GL = torch.randint(codebook, (NUM_PYRAMIDS, model.config.num_image_tokens), generator=generator)
-    return model.pyramid(codes_GL.to(model.device))[0]
+    return model.embed_images(model.image_tokenizer.decoder_input(codes_GL.to(model.device)))[0]
 
 
 def _make_linear(projector: Projector, gain_in_I: Tensor, gain_out: float) -> None:

@@ -1,23 +1,24 @@
 """Laws of generation: caches change nothing, batches change nothing, replies hold what was asked."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import pytest
 import torch
 
 from model.config import preset
+from model.errors import UserError
 from model.generation.generate import Request, generate
 from model.generation.sampling import (
     GuidanceMode,
     SamplingParams,
     SamplingRule,
-    choose,
     keep_top_k_top_p,
-    sample_each,
+    sample,
 )
 from model.modeling import VargptForConditionalGeneration
 from model.scales import scale_of_token, scale_offsets
+from model.vargpt import TargetImages
 from model.visual_decoder import DecoderCache
 
 FIRST_WORD = 7  # after the special tokens
@@ -66,7 +67,7 @@ def test_greedy_drawing_with_caches_equals_one_teacher_forced_pass(model):
 
     # Each pass settles one more scale: what is predicted from settled scales no longer changes.
     for _ in model.config.scales:
-        codes = model.predict(input_ids, codes_GL=codes).image_logits.argmax(-1)
+        codes = model.predict(input_ids, target_images=TargetImages(codes=codes)).image_logits.argmax(-1)
 
     expected = model.image_tokenizer.decode(model.image_tokenizer.split(codes))[0]
     torch.testing.assert_close(picture, (expected + 1) / 2)
@@ -124,14 +125,16 @@ def test_guidance_pushes_the_coarsest_scale_and_falls_steeply_to_fine_guidance_a
     nothing = torch.tensor(model.config.null_prompt or [], dtype=torch.long)
     sequences = [drawing_sequence(model, ids) for ids in (prompt, nothing)]
     codes = torch.zeros(1, model.config.num_image_tokens, dtype=torch.long)
-    weight_of_scale = torch.tensor([params.prompt_guidance(k / 3) for k in range(4)])
+    weight_of_scale = torch.tensor([params.guidance_weight(k / 3) for k in range(4)])
     weight = weight_of_scale[scale_of_token(model.config.scales, codes.device)][:, None]
 
     assert weight_of_scale[[0, 3]].tolist() == [3.0, 1.5]
     assert 1.75 > weight_of_scale[1] > weight_of_scale[2] > 1.5
     for _ in model.config.scales:
         cond, uncond = (
-            model.predict(ids, codes_GL=codes, dropped_G=torch.tensor([n == 1])).image_logits
+            model.predict(
+                ids, target_images=TargetImages(codes=codes, unconditional=torch.tensor([n == 1]))
+            ).image_logits
             for n, ids in enumerate(sequences)
         )
         codes = (uncond + weight * (cond - uncond)).argmax(-1)
@@ -171,9 +174,9 @@ def test_events_tell_every_token_scale_and_image_in_order(model):
     params = SamplingParams(max_new_tokens=3)
     reply = generate(model, [Request(words(4), params=params, force_image=True)], events.append)[0]
 
-    assert [event.token_id for event in events if event.kind == "token"] == reply.token_ids
-    assert [event.scale for event in events if event.kind == "scale"] == [0, 1, 2, 3]
-    assert [event.kind for event in events][:6] == ["token", "scale", "scale", "scale", "scale", "image"]
+    assert [event.token_id for event in events if event.type == "token"] == reply.token_ids
+    assert [event.scale for event in events if event.type == "scale"] == [0, 1, 2, 3]
+    assert [event.type for event in events][:6] == ["token", "scale", "scale", "scale", "scale", "image"]
 
 
 def test_a_stopped_request_ends_and_the_others_go_on(model):
@@ -193,6 +196,29 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(model):
 
 
 @pytest.mark.parametrize(
+    ("input_ids", "said"),
+    [
+        (torch.zeros(0, dtype=torch.long), r"at least one token id, \(T,\), got \(0,\)"),
+        (torch.zeros(1, 5, dtype=torch.long), r"got \(1, 5\) of torch.int64"),
+        (torch.zeros(5), r"got \(5,\) of torch.float32"),
+        (torch.tensor([7, 5000]), "outside of the vocabulary, which are 0 to 1023"),
+        (torch.tensor([7, -1]), "outside of the vocabulary"),
+    ],
+)
+def test_a_prompt_that_is_none_is_refused(model, input_ids, said):
+    with pytest.raises(UserError, match=said):
+        generate(model, [Request(words(3)), Request(input_ids)])
+
+
+def test_an_image_is_not_forced_where_none_is_allowed(model):
+    params = SamplingParams(max_images=0, max_new_tokens=2)
+    forced, free = (Request(words(4), params=params, force_image=force) for force in (True, False))
+
+    assert generate(model, [forced])[0].token_ids == generate(model, [free])[0].token_ids
+    assert generate(model, [forced])[0].images == []
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("text_temperature", -1.0),
@@ -207,11 +233,39 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(model):
         ("max_new_tokens", 0),
         ("seed", -5),
         ("guidance_mode", "magic"),
+        ("smoothing", "no"),
+        ("text_top_k", 2.5),
+        ("seed", 1.5),
+        ("max_images", True),
+        ("guidance", None),
+        ("text_temperature", "0"),
     ],
 )
 def test_bad_sampling_parameters_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=field):
         SamplingParams(**{field: value})
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(SamplingParams)])
+@pytest.mark.parametrize(
+    "value",
+    [10**400, -(10**400), 10**5000, 1e300, float("nan"), float("inf")],
+    ids=["401-digits", "minus-401-digits", "5001-digits", "1e300", "nan", "inf"],
+)
+def test_every_field_refuses_numbers_without_sense(field, value):
+    with pytest.raises(UserError, match=field) as refused:
+        SamplingParams(**{field: value})
+
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-40, 1e-7])
+def test_a_temperature_of_next_to_nothing_is_greedy(temperature):
+    logits = torch.randn(1, 50, 9, generator=torch.Generator().manual_seed(0)).round()
+
+    chosen = sample(logits, [SamplingRule(temperature, 0, 1.0)], [torch.Generator()])
+
+    assert torch.equal(chosen, logits.argmax(-1))
 
 
 def test_likely_choices_are_kept_and_the_best_always_stays():
@@ -225,13 +279,13 @@ def test_likely_choices_are_kept_and_the_best_always_stays():
 def test_fine_scales_have_a_top_p_of_their_own():
     params = SamplingParams(image_top_p=0.7, fine_top_p=0.6)
 
-    assert [params.image_choice(k / 3).top_p for k in range(4)] == [0.7, 0.7, 0.6, 0.6]
+    assert [params.image_rule(k / 3).top_p for k in range(4)] == [0.7, 0.7, 0.6, 0.6]
 
 
 def test_cooling_leaves_the_coarsest_scale_and_takes_its_share_of_the_finest():
     def temperatures(cooling):
         params = SamplingParams(image_temperature=2.0, cooling=cooling)
-        return [params.image_choice(progress).temperature for progress in (0.0, 0.5, 1.0)]
+        return [params.image_rule(progress).temperature for progress in (0.0, 0.5, 1.0)]
 
     assert temperatures(0.75) == [2.0, 1.625, 0.5]
     assert temperatures(0.0) == [2.0, 2.0, 2.0]
@@ -241,7 +295,7 @@ def test_cooling_leaves_the_coarsest_scale_and_takes_its_share_of_the_finest():
 def test_choices_follow_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0]]).repeat(20_000, 1)
 
-    chosen = choose(logits, SamplingRule(1.0, 0, 1.0), torch.Generator().manual_seed(0))
+    [chosen] = sample(logits[None], [SamplingRule(1.0, 0, 1.0)], [torch.Generator().manual_seed(0)])
 
     shares = torch.bincount(chosen, minlength=3) / len(chosen)
     torch.testing.assert_close(shares, logits[0].softmax(0), atol=0.015, rtol=0)
@@ -249,7 +303,7 @@ def test_choices_follow_the_softmax():
 
 def test_requests_choose_together_as_they_do_alone():
     logits = torch.randn(5, 7, 64, generator=torch.Generator().manual_seed(0))
-    choices = [
+    rules = [
         SamplingRule(1.0, 8, 0.9),
         SamplingRule(0.0, 0, 1.0),
         SamplingRule(1.0, 8, 0.9),
@@ -260,9 +314,9 @@ def test_requests_choose_together_as_they_do_alone():
     def generators():
         return [torch.Generator().manual_seed(seed) for seed in range(5)]
 
-    together = sample_each(logits, choices, generators())
+    together = sample(logits, rules, generators())
 
-    alone = [choose(*one) for one in zip(logits, choices, generators(), strict=True)]
+    alone = [sample(*one)[0] for one in zip(logits[:, None], zip(rules), zip(generators()), strict=True)]
     assert torch.equal(together, torch.stack(alone))
 
 

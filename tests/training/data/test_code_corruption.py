@@ -76,8 +76,9 @@ def test_mistakes_in_given_codes_are_refused():
     codes = torch.zeros(1, 30, dtype=torch.long)
     model = VargptForConditionalGeneration(preset("tiny"))
 
-    with pytest.raises(ValueError, match="replacements go with generation_pixel_values"):
-        model.predict(torch.zeros(1, 3, dtype=torch.long), codes_GL=codes, replacements_GL=codes)
+    input_ids = torch.zeros(1, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match="replacements and softness go with generation_pixel_values"):
+        model.loss_sums(input_ids, input_ids, codes=codes, replacements=codes)
 
 
 def test_shares_of_mistakes_run_evenly_up_to_the_most():

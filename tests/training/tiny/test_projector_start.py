@@ -29,7 +29,7 @@ def through(model: VargptForConditionalGeneration) -> tuple[torch.Tensor, torch.
     """Tokens of some pyramids, and what the decoder gets to see of them behind the language model."""
     codebook = model.config.image_tokenizer_config.codebook_size
     codes_GL = torch.randint(codebook, (8, model.config.num_image_tokens))
-    tokens_GLC = model.pyramid(codes_GL)[0]
+    tokens_GLC = model.embed_images(model.image_tokenizer.decoder_input(codes_GL))[0]
     hidden_GLD = model.language_model.states(model.generation_input_projector(tokens_GLC), use_cache=False)
     return tokens_GLC, model.generation_output_projector(hidden_GLD)
 

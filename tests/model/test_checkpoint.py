@@ -1,0 +1,68 @@
+"""Laws of saved models: what is loaded is what was saved, or the folder is refused; nothing is made up."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.checkpoint import load_model, save_model
+from model.config import preset
+from model.errors import UserError
+from model.modeling import VargptForConditionalGeneration
+from model.processing import VargptProcessor
+from model.text_tokenizer import build_text_tokenizer
+
+NAME = "understanding_projector.first.weight"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    config = preset("tiny")
+    processor = VargptProcessor.for_config(config, build_text_tokenizer(["Hi"], config))
+    save_model(VargptForConditionalGeneration(config), processor, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def change_weights(folder, **changes):
+    weights = load_file(folder / "model.safetensors") | changes
+    kept = {name: tensor for name, tensor in weights.items() if tensor is not None}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+def write_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda f: change_weights(f, **{NAME: None}), f"missing weights: {NAME}"),
+        (lambda f: change_weights(f, extra=torch.zeros(2)), "unexpected weights: extra"),
+        (lambda f: change_weights(f, **{NAME: torch.zeros(2)}), f"mismatched weights: .*{NAME}"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"abc"), "cannot be read"),
+        (lambda f: (f / "model.safetensors").unlink(), "cannot be read"),
+        (lambda f: (f / "config.json").unlink(), "is not a model: it has no config.json"),
+        (lambda f: (f / "config.json").write_text("{"), r"config\.json is not a configuration"),
+        (lambda f: (f / "config.json").write_text("[]"), r"config\.json is not a configuration"),
+        (lambda f: write_config(f, model_type="llama"), "is of a model of type 'llama', not 'vargpt'"),
+    ],
+)
+def test_a_folder_that_is_not_exactly_the_saved_model_is_refused(folder, damage, said):
+    damage(folder)
+
+    with pytest.raises(UserError, match=said):
+        load_model(folder)
+
+
+def test_weights_are_loaded_in_the_type_that_is_asked_for(folder):
+    assert load_model(folder)[0].dtype == torch.float32
+    assert load_model(folder, torch.bfloat16)[0].dtype == torch.bfloat16
