@@ -13,7 +13,7 @@ from training.backbones.language_model import WORDS, learn_text_tokenizer, tiny_
 from training.backbones.part_checkpoints import never
 from training.backbones.parts import PARTS, BackboneTask, unfinished_workers
 from training.backbones.worker_processes import PartReport, run_workers
-from training.data.content import files_sha256
+from training.data.content_hashes import files_sha256
 from training.errors import Stopped
 from training.params import Params
 from training.tiny.projector_start import initialize_projectors

@@ -16,13 +16,12 @@ from transformers import PreTrainedTokenizerFast
 from model.backbones import LanguageModel
 from model.config import VargptConfig
 from model.cpu_kernels import eager_attention
-from model.errors import UserError
 from model.losses import IGNORED, text_loss
 from model.processing import IMAGE_GEN, Encoded, VargptProcessor
 from model.text_tokenizer import SPECIAL_TOKENS, build_text_tokenizer
 from training.backbones.fit import FitSettings, fit
 from training.data.bad_records import BadRecordLog
-from training.data.readers import open_dataset
+from training.data.prepared_data import open_train_split
 from training.data.samples import Sample
 from training.digits.scene_pool import batch_at
 from training.params import ScheduleParams
@@ -39,11 +38,8 @@ def tiny_processor(config: VargptConfig, tokenizer: PreTrainedTokenizerFast) -> 
 
 
 def read_conversations(prepared: Path, name: str) -> Sequence[Sample]:
-    """The training conversations of one kind of data, pictures unread. ValueError when there are none."""
-    path = prepared / name / "train.json"
-    if not path.is_file():
-        raise UserError(f"no prepared data at {path}; make it with: vargpt data prepare")
-    return open_dataset(name, path, path.parent, BadRecordLog(), verify_images=False)
+    """The training conversations of one kind of data, images unread. ValueError when there are none."""
+    return open_train_split(prepared, name, BadRecordLog(), verify_images=False)
 
 
 def learn_text_tokenizer(prepared: Path, config: VargptConfig) -> PreTrainedTokenizerFast:

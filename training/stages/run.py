@@ -13,8 +13,9 @@ from model.errors import UserError
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
 from training.data.bad_records import BadRecordLog
-from training.data.batches import Batches, open_mixture
-from training.data.content import samples_sha256
+from training.data.batch_loader import BatchLoader
+from training.data.content_hashes import samples_sha256
+from training.data.prepared_data import open_mixture
 from training.digits.instructions import sample_prompts
 from training.errors import Stopped
 from training.params import Params, StageParams
@@ -46,7 +47,7 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
         accelerator,
         model,
         freeze_for(model, stage),
-        Batches(
+        BatchLoader(
             mixture,
             processor,
             model.config.image_tokenizer_config,

@@ -23,7 +23,7 @@ from model.losses import IGNORED
 from model.modeling import VargptForConditionalGeneration
 from training.checkpoints import store
 from training.checkpoints.state_trees import flatten_state, unflatten_state
-from training.data.batches import Batches
+from training.data.batch_loader import BatchLoader
 from training.errors import Stopped
 from training.optimization.gradient_guard import GradientGuard
 from training.optimization.optimizer import make_adamw
@@ -104,7 +104,7 @@ class Trainer:
         accelerator: Accelerator,
         model: VargptForConditionalGeneration,
         learning: list[nn.Parameter],
-        batches: Batches,
+        batches: BatchLoader,
         params: StageParams,
         optimizer_params: OptimizerParams,
         seed: int,
@@ -183,13 +183,13 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         rate = set_learning_rates(self.optimizer, step, self.params)
         torch.manual_seed((self.seed * 1_000_003 + step) * world + rank)
-        parts = self.batches.at(step, rank, world)
+        parts = self.batches.micro_batches(step, rank, world)
         totals = self._over_all(sum(token_counts(part, self.scales) for part in parts))
         self.optimizer.zero_grad()
         shown = torch.stack([self._add_gradients(part, totals, part is parts[-1]) for part in parts]).sum(0)
         norm = float(self.accelerator.clip_grad_norm_(self.learning, self.clip_norm))
         # Where nothing is asked for, momentum and decay alone must not move weights.
-        if self._weigh(totals) > 0 and self.guard.allows(step, norm, lambda: self.batches.names_at(step)):
+        if self._weigh(totals) > 0 and self.guard.allows(step, norm, lambda: self.batches.record_names(step)):
             self.optimizer.step()
             self.average.update(step + 1)
         losses = _named(self._over_all(shown), totals)

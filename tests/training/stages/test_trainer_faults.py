@@ -17,7 +17,7 @@ from model.text_tokenizer import build_text_tokenizer
 from tests.training.volume import ROOT
 from training.checkpoints import store
 from training.data.bad_records import BadRecordLog
-from training.data.batches import Batches
+from training.data.batch_loader import BatchLoader
 from training.data.mixture import Mixture
 from training.data.samples import ImageRef, Message, Sample
 from training.errors import Stopped
@@ -56,7 +56,7 @@ def trainer(tmp_path):
         chosen = params.stage3.model_copy(update={**few, **changes})
         tokenizer = CONFIG.image_tokenizer_config
         mixture = Mixture([(samples, 1.0)], 0)
-        batches = Batches(mixture, processor, tokenizer, chosen, 0, BadRecordLog(), bad_record_share=1.0)
+        batches = BatchLoader(mixture, processor, tokenizer, chosen, 0, BadRecordLog(), bad_record_share=1.0)
         return Trainer(
             make_accelerator("no"),
             model,
