@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.autoencoder import PixelAttention, ResidualBlock
 from model.image_tokenizer import ImageTokenizer
 from training.backbones.fit import FitSettings, fit
-from training.digits.scene_pool import ScenePool, batch_at
+from training.digits.scene_pool import ScenePool, batch_indices
 from training.params import TokenizerParams
 
 # Shape legend: B = batch, H W = height and width, P = vectors, V = codebook size, Z = latent channels.
@@ -103,7 +103,7 @@ def train_tokenizer(
         codebook.start_from(first.flatten(2).mT.flatten(0, 1))
 
     def losses_at(step: int) -> dict[str, Tensor]:
-        pixels_B3HW = pool.pixels_at(batch_at(step, params.batch, len(pool), settings.seed))
+        pixels_B3HW = pool.pixels_at(batch_indices(step, params.batch, len(pool), settings.seed))
         made = tokenizer(pixels_B3HW)
         vectors_PZ = codebook.update(made.quantized.codes, made.quantized.vectors)
         if step % params.revive_every == params.revive_every - 1 and step < REVIVE_SHARE * params.steps:

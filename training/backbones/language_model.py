@@ -23,7 +23,7 @@ from training.backbones.fit import FitSettings, fit
 from training.data.bad_records import BadRecordLog
 from training.data.prepared_data import open_train_split
 from training.data.samples import Sample
-from training.digits.scene_pool import batch_at
+from training.digits.scene_pool import batch_indices
 from training.params import ScheduleParams
 
 # Shape legend: B = batch, T = positions, D = width, P = positions that are asked.
@@ -70,7 +70,7 @@ def train_language(
         return encoded[index]
 
     def losses_at(step: int) -> dict[str, Tensor]:
-        index_B = batch_at(step, params.batch, len(samples), settings.seed)
+        index_B = batch_indices(step, params.batch, len(samples), settings.seed)
         return {
             "text": answer_loss(
                 model, _on(model.device, processor.collate([at(index) for index in index_B.tolist()]))

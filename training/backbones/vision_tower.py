@@ -13,7 +13,7 @@ from model.backbones import VisionTower
 from model.cpu_kernels import eager_attention
 from model.transforms import CLIP_MEAN, CLIP_STD
 from training.backbones.fit import FitSettings, fit
-from training.digits.scene_pool import ScenePool, batch_at
+from training.digits.scene_pool import ScenePool, batch_indices
 from training.digits.scenes import BACKGROUNDS, COLORS
 from training.params import VisionParams
 
@@ -76,7 +76,7 @@ def train_vision(
     num_random = round(params.random_colors * params.batch)
 
     def losses_at(step: int) -> dict[str, Tensor]:
-        index_B = batch_at(step, params.batch, len(pool), settings.seed)
+        index_B = batch_indices(step, params.batch, len(pool), settings.seed)
         plain_B, random_B = index_B[num_random:], index_B[:num_random]
         pixels = torch.cat([in_random_colors(pool, random_B), pool.pixels[plain_B].float() / 255])
         digit, color, background = heads(tower(clip_normalized(pixels)))

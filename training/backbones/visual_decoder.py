@@ -13,7 +13,7 @@ from model.image_tokenizer import ImageTokenizer, teacher_forcing_from_latent
 from model.visual_decoder import VisualDecoder
 from training.backbones.fit import FitSettings, fit
 from training.data.code_corruption import random_replacements
-from training.digits.scene_pool import ScenePool, batch_at
+from training.digits.scene_pool import ScenePool, batch_indices
 from training.digits.scenes import BACKGROUNDS, COLORS
 from training.params import DecoderParams
 
@@ -69,7 +69,7 @@ def train_decoder(
     decoder.requires_grad_(True).train()
 
     def losses_at(step: int) -> dict[str, Tensor]:
-        index_B = batch_at(step, params.batch, len(pool), settings.seed)
+        index_B = batch_indices(step, params.batch, len(pool), settings.seed)
         # Random numbers come from the CPU, the same on every device.
         dropped_B = (torch.rand(len(index_B)) < params.drop).to(device)
         replacements_BL = random_replacements(len(index_B), tokenizer.config, params.code_corruption)

@@ -19,7 +19,7 @@ from training.backbones.image_tokenizer import CodebookAverage, psnr, train_toke
 from training.backbones.part_checkpoints import PartCheckpoints, never
 from training.backbones.vision_tower import accuracies, in_random_colors, train_vision
 from training.backbones.visual_decoder import train_decoder
-from training.digits.scene_pool import ScenePool, batch_at, read_pool
+from training.digits.scene_pool import ScenePool, batch_indices, read_pool
 from training.params import DecoderParams, OptimizerParams, ScheduleParams, TokenizerParams, VisionParams
 
 OPTIMIZER = OptimizerParams(weight_decay=0.05, beta1=0.9, beta2=0.95, clip_norm=1.0)
@@ -54,12 +54,12 @@ def test_missing_shards_are_named(tmp_path):
 
 
 def test_every_scene_comes_once_an_epoch_whatever_the_batch():
-    seen = torch.cat([batch_at(step, 12, 30, seed=1) for step in range(5)])
+    seen = torch.cat([batch_indices(step, 12, 30, seed=1) for step in range(5)])
 
     assert sorted(seen[:30].tolist()) == list(range(30))
     assert sorted(seen[30:].tolist()) == list(range(30))
     assert seen[:30].tolist() != seen[30:].tolist()
-    assert torch.equal(seen, torch.cat([batch_at(step, 6, 30, seed=1) for step in range(10)]))
+    assert torch.equal(seen, torch.cat([batch_indices(step, 6, 30, seed=1) for step in range(10)]))
 
 
 def train(pool, steps, seed=0):
