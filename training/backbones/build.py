@@ -16,7 +16,7 @@ from training.backbones.worker_processes import PartReport, run_workers
 from training.data.content_hashes import files_sha256
 from training.errors import Stopped
 from training.params import Params
-from training.tiny.projector_start import initialize_projectors
+from training.tiny.projector_init import initialize_projectors
 
 # The preset whose parts are small enough to be trained from nothing.
 TRAINED_PRESET = "tiny"

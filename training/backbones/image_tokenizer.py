@@ -116,7 +116,7 @@ def train_tokenizer(
         }
 
     others = (codebook.codebook_VZ, codebook.members_V, codebook.sums_VZ)
-    fit([tokenizer], params, settings, losses_at, others).keep()
+    fit([tokenizer], params, settings, losses_at, others).copy_to_parameters()
     tokenizer.to(memory_format=torch.contiguous_format).requires_grad_(False).eval()
 
 

@@ -79,7 +79,7 @@ def train_language(
 
     model.requires_grad_(True).train()
     with eager_attention(model, settings.precision):
-        fit([model], params, settings, losses_at).keep()
+        fit([model], params, settings, losses_at).copy_to_parameters()
     model.requires_grad_(False).eval()
 
 

@@ -87,7 +87,7 @@ def train_vision(
         }
 
     with eager_attention(tower.clip, settings.precision):
-        fit([tower, heads], params, settings, losses_at).keep()
+        fit([tower, heads], params, settings, losses_at).copy_to_parameters()
     tower.requires_grad_(False).eval()
     return heads
 

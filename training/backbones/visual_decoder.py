@@ -80,6 +80,6 @@ def train_decoder(
         targets = asked.codes if asked.soft_targets is None else asked.soft_targets
         return {"codes": F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets.flatten(0, 1))}
 
-    fit([decoder, classes], params, settings, losses_at).keep()
+    fit([decoder, classes], params, settings, losses_at).copy_to_parameters()
     decoder.requires_grad_(False).eval()
     return classes
