@@ -1,4 +1,4 @@
-"""What a part of the backbones keeps on the disk while it learns, and its weights once it is done."""
+"""Checkpoints of one backbone: what its training resumes from, and its weights once it is trained."""
 
 import logging
 import shutil
@@ -15,62 +15,61 @@ from training.checkpoints.state_trees import flatten_state, unflatten_state
 logger = logging.getLogger(__name__)
 
 
-def never() -> bool:
-    """Nobody asks to stop."""
+def never_stop() -> bool:
+    """A `should_stop` for trainings that nobody stops."""
     return False
 
 
 @dataclass(frozen=True)
-class PartCheckpoints:
-    """Checkpoints of one part; those of other parameters, seed or data are removed.
+class BackboneCheckpoints:
+    """Checkpoint folder of one backbone; checkpoints with another fingerprint are deleted when loading.
 
     Args:
-        fingerprint: Names what the part learns from and how.
+        fingerprint: Hash of all that decides what the backbone learns.
         every: Steps between two checkpoints.
-        should_stop: Asked before every step.
+        should_stop: Called before every step of the training.
     """
 
     folder: Path
     fingerprint: str
     every: int
-    should_stop: Callable[[], bool] = never
+    should_stop: Callable[[], bool] = never_stop
 
     def is_due(self, step: int) -> bool:
-        """Whether the tree after `step` steps is to be saved."""
+        """Whether a checkpoint is written after `step` steps."""
         return step % self.every == 0
 
     def load(self) -> tuple[int, Any] | None:
-        """Steps done and the tree that was saved with them, or None."""
-        step, tensors, state = self._newest()
+        """Number of steps done and training state of the newest checkpoint, or None."""
+        step, tensors, state = self._load_newest()
         return None if state is None else (step, unflatten_state(tensors, state["tree"]))
 
-    def save(self, step: int, tree: Any) -> None:
-        """Commit the tree after `step` steps. A full disk costs the checkpoint, not the training."""
-        tensors, names = flatten_state(tree, "part")
-        state = {"fingerprint": self.fingerprint, "is_done": False, "tree": names}
+    def save(self, step: int, training_state: Any) -> None:
+        """Write a checkpoint after `step` steps; one that the disk does not take is logged."""
+        tensors, tree = flatten_state(training_state, "part")
+        state = {"fingerprint": self.fingerprint, "is_done": False, "tree": tree}
         try:
             store.save_step(self.folder, step, tensors, state)
         except store.SaveError as error:
             logger.warning("%s", error)
 
-    def finished(self) -> dict[str, Tensor] | None:
-        """The weights of a part that is done, or None."""
-        _, tensors, state = self._newest()
+    def load_trained(self) -> dict[str, Tensor] | None:
+        """The weights of the backbone if its training is done, or None."""
+        _, tensors, state = self._load_newest()
         return tensors if state and state["is_done"] else None
 
-    def seal(self, step: int, weights: dict[str, Tensor]) -> None:
-        """The part is done: keep its weights and nothing else. SaveError when the disk is full."""
-        # A tree of the last step may lie there already; the sealed one comes after it.
+    def save_trained(self, steps: int, weights: dict[str, Tensor]) -> None:
+        """Write the weights after the last step and delete all checkpoints. SaveError on a full disk."""
+        # The last step may have a checkpoint, too; the weights come after it.
         state = {"fingerprint": self.fingerprint, "is_done": True}
-        store.save_step(self.folder, step + 1, weights, state, keep=1)
+        store.save_step(self.folder, steps + 1, weights, state, keep=1)
 
-    def _newest(self) -> tuple[int, dict[str, Tensor], dict[str, Any] | None]:
-        step = store.newest_step(self.folder)
-        if step is None:
+    def _load_newest(self) -> tuple[int, dict[str, Tensor], dict[str, Any] | None]:
+        newest = store.load_latest(self.folder)
+        if newest is None:
             return 0, {}, None
-        tensors, state = store.load_step(self.folder, step)
-        if state["fingerprint"] != self.fingerprint:
+        if newest[2]["fingerprint"] != self.fingerprint:
             logger.info("%s was learned from something else and is removed", self.folder)
             shutil.rmtree(self.folder)
             return 0, {}, None
-        return step, tensors, state
+        return newest
