@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def never_stop() -> bool:
-    """A `should_stop` for trainings that nobody stops."""
+    """A `should_stop` that never stops a training."""
     return False
 
 
@@ -69,7 +69,7 @@ class BackboneCheckpoints:
         if newest is None:
             return 0, {}, None
         if newest[2]["fingerprint"] != self.fingerprint:
-            logger.info("%s was learned from something else and is removed", self.folder)
+            logger.info("%s is of other data, parameters or seed and is deleted", self.folder)
             shutil.rmtree(self.folder)
             return 0, {}, None
         return newest

@@ -19,7 +19,7 @@ from training.params import VisionParams
 # Shape legend: B = batch, H W = height and width, P = positions of one image, D = vision width.
 
 LABEL_SMOOTHING = 0.05
-# Least difference of digit and background in one channel at least, pixels from 0 to 1.
+# Least difference between the colours of digit and background in any one channel, 0 to 1.
 MIN_CONTRAST = 0.35
 
 

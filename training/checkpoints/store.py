@@ -45,8 +45,7 @@ class NonFiniteError(ArithmeticError):
 def save_step(
     folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Commit one step, then delete all but the newest `keep` steps; any error leaves earlier steps as they
-    are.
+    """Commit one step, then delete all but the newest `keep`. An error leaves earlier steps untouched.
 
     Args:
         state: What JSON preserves (text keys, no tuples); use `flatten_state` for anything else.

@@ -28,7 +28,7 @@ ROLES = {
 }
 RESERVED_TOKENS = (EOS, PAD, IMAGE_START, IMAGE_END, IMAGE_PAD)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# Faults that the user must mend. Any other OSError is a file system, such as NFS, that fails for a moment.
+# Faults that the user must fix. Any other OSError is a file system, such as NFS, that fails for a moment.
 _MISSING_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 # Waits before the second, third and fourth attempt to read an image.
 RETRY_SECONDS = (0.5, 2.0, 8.0)
@@ -91,7 +91,7 @@ class ImageRef:
         return self._read_once()
 
     def _read_once(self) -> bytes:
-        """The encoded image. UserError for a file that is not there, which no second attempt would mend."""
+        """The encoded image. UserError for a file that is not there, which no second attempt would fix."""
         try:
             return self.read()
         except _MISSING_ERRORS as error:

@@ -15,9 +15,9 @@ from training.digits.instructions import POPE_SETTINGS, Turn
 from training.digits.scene_sampler import SceneSampler
 from training.digits.scenes import BACKGROUNDS, COLORS, NO_SCAN, TEST_PAIRS, VALIDATION_PAIRS, Scene
 
-# Turns of a conversation, and how often yes-or-no questions are put among the other five families to choose
-# from. To compare a question with an image is learned late: from too few such questions never, and from many
-# about one scene only by chance, as the earlier ones say what the scene does not have.
+# Turns of a conversation, and how often yes-or-no questions are among the families that these are drawn from.
+# To compare a question with an image is learned late, and not at all from too few such questions. Many about
+# one scene teach little, as earlier answers give later ones away.
 NUM_TURNS, NUM_EXISTS = 4, 2
 NUM_TEXT_TURNS, NUM_TEXT_EXISTS, NUM_TEXT_ONLY_REQUESTS = 2, 8, 1
 DRAWING_SHARES = {"draw": 0.5, "draw_and_describe": 0.3, "draw_two": 0.1, "recolor": 0.1}

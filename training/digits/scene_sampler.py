@@ -48,7 +48,7 @@ class SceneSampler:
         self.nearest_digit = distances.argmin(1)
 
     def rng(self, kind: str, index: int) -> np.random.Generator:
-        """The random generator of one record, a function of seed, kind and index."""
+        """The random generator of one record: another seed, kind or index gives another stream."""
         return np.random.default_rng([self.seed, *kind.encode(), index])
 
     def sample_scene(self, rng: np.random.Generator, scan: int | None = None) -> Scene:

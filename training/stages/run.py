@@ -34,7 +34,7 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
     """Train one stage and publish its model; resumes from the newest checkpoint of the same training.
 
     Raises:
-        UserError: the user must mend data, parameters or the model that the stage starts from.
+        UserError: names what is wrong with data, parameters or the model that the stage starts from.
         Stopped: `context.should_stop` returned True, and everything so far is saved.
     """
     stage, stage_params = stage_named(name), getattr(params, name)

@@ -40,10 +40,13 @@ def make_tiny_optimizer(
 
 def matrices_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     """Trainable weights of linear maps and convolutions, without embedding tables: what Muon is made for."""
-    kinds = (nn.Linear, nn.Conv2d)
-    named = (named for module in modules for named in module.named_modules())
-    parts = (part for name, part in named if isinstance(part, kinds) and not name.endswith(LOW_RANK_LAYER))
-    return [part.weight for part in parts if part.weight.requires_grad]
+    layers = (
+        layer
+        for module in modules
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not name.endswith(LOW_RANK_LAYER)
+    )
+    return [layer.weight for layer in layers if layer.weight.requires_grad]
 
 
 class LayoutKeepingAdamW(torch.optim.AdamW):

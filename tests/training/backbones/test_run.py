@@ -1,4 +1,4 @@
-"""Laws of training all backbones: resumed after any kill bit by bit, and errors of workers reach the parent."""
+"""Laws of training all backbones: resumed after any kill bit by bit, errors of workers reach the parent."""
 
 import json
 import os

@@ -1,6 +1,4 @@
-"""Laws of the checkpoint store: a step is written whole or not at all; a damaged one gives way to the one
-before.
-"""
+"""Laws of the checkpoint store: saving is atomic, damage is detected, and the step before is used."""
 
 import logging
 import os
