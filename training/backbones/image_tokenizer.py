@@ -120,11 +120,10 @@ def train_tokenizer(
         vectors_PZ = codebook.update(output.quantized.codes, output.quantized.vectors)
         if step % params.revive_every == params.revive_every - 1 and step < REVIVE_SHARE * params.steps:
             codebook.revive(vectors_PZ)
-        reconstruction_B3HW = output.pixels.float()
         return {
-            "absolute": F.l1_loss(reconstruction_B3HW, pixels_B3HW),
-            "squared": SQUARED_WEIGHT * F.mse_loss(reconstruction_B3HW, pixels_B3HW),
-            "edges": EDGE_WEIGHT * edge_loss(reconstruction_B3HW, pixels_B3HW),
+            "absolute": F.l1_loss(output.pixels.float(), pixels_B3HW),
+            "squared": SQUARED_WEIGHT * F.mse_loss(output.pixels.float(), pixels_B3HW),
+            "edges": EDGE_WEIGHT * edge_loss(output.pixels.float(), pixels_B3HW),
             "quantizer": output.quantized.loss.float(),
         }
 
