@@ -1,4 +1,4 @@
-"""Hyper-parameters: params.yaml as frozen pydantic models; a wrong key or value is refused by its path.
+"""Hyper-parameters: params.yaml as frozen pydantic models; errors name a wrong key or value by its path.
 
 `params.schema.json` beside this file is generated from these models, for editors to complete and check by.
 """
@@ -33,64 +33,66 @@ class Section(BaseModel):
 
 
 class PrepareParams(Section):
-    """How much of each kind of data is made from the scans."""
+    """Sizes of the prepared datasets, and augmentation of their images."""
 
-    scenes: Count = Field(description="scenes that the vision tower learns from")
-    scenes_drawn: Count = Field(description="scenes that the image tokenizer and the decoder learn from")
-    understanding: Count = Field(description="pictures with a conversation each")
-    drawing: Count = Field(description="drawing requests with their pictures")
-    text: Count = Field(description="conversations without pictures")
-    validation: Count = Field(description="drawing prompts of the tuning split")
+    scenes: Count = Field(description="scenes for training the vision tower")
+    scenes_drawn: Count = Field(description="scenes for training image tokenizer and visual decoder")
+    understanding: Count = Field(description="conversations about an image")
+    drawing: Count = Field(description="drawing requests with their drawings")
+    text: Count = Field(description="conversations without images")
+    validation: Count = Field(description="drawing prompts of the validation split")
     test: Count = Field(description="drawing prompts of the test split")
-    augment: Fraction = Field(description="how far digits are turned, sheared and stretched where read")
-    augment_drawn: Fraction = Field(description="the same where they are drawn")
+    augment: Fraction = Field(description="how far digits of input images are rotated, sheared and stretched")
+    augment_drawn: Fraction = Field(description="the same for images that are drawn")
     bad_record_share: Fraction = Field(description="share of bad records above which a dataset is refused")
 
 
 class OptimizerParams(Section):
-    """AdamW, the same for everything that is trained."""
+    """AdamW and gradient clipping, the same for every training."""
 
-    weight_decay: NonNegative = Field(description="of matrices; biases, norms and positions never decay")
-    beta1: Fraction
-    beta2: Fraction
-    clip_norm: PositiveFloat = Field(description="gradients are scaled down to this norm")
+    weight_decay: NonNegative = Field(description="of matrices; none for biases, norms and positions")
+    beta1: Fraction = Field(description="decay of the first moment")
+    beta2: Fraction = Field(description="decay of the second moment")
+    clip_norm: PositiveFloat = Field(description="gradients are clipped to this norm")
 
 
 class ScheduleParams(Section):
-    """How long and how fast something is trained."""
+    """Length, batch size and learning rates of one training."""
 
-    steps: Count
-    batch: Positive = Field(description="samples of one step over all processes")
+    steps: Count = Field(description="optimizer steps")
+    batch: Positive = Field(description="samples per step, over all processes")
     lr: NonNegative = Field(description="peak learning rate")
-    muon_lr: NonNegative = Field(description="peak learning rate of matrices under Muon; 0: AdamW for all")
+    muon_lr: NonNegative = Field(
+        description="peak learning rate of weight matrices under Muon; 0: AdamW for all"
+    )
     warmup: Count = Field(description="steps of linear warm-up")
-    end: Fraction = Field(description="share of the peak that the learning rate falls to")
-    ema: Fraction = Field(description="decay of the average of weights")
+    end: Fraction = Field(description="final learning rate, as a share of the peak")
+    ema: Fraction = Field(description="decay of the exponential moving average of weights")
 
 
 class TokenizerParams(ScheduleParams):
-    """The image tokenizer; its codebook is a moving average of the vectors that chose each entry."""
+    """The image tokenizer; its codebook is updated by exponential moving averages."""
 
-    codebook_decay: Fraction = Field(description="decay of that average")
-    revive_every: Positive = Field(description="steps between two moves of entries that nobody chooses")
+    codebook_decay: Fraction = Field(description="decay of these averages")
+    revive_every: Positive = Field(description="steps between two revivals of dead codebook entries")
 
 
 class VisionParams(ScheduleParams):
     """The vision tower."""
 
-    random_colors: Fraction = Field(description="share of pictures in colours outside the palette")
+    random_colors: Fraction = Field(description="share of a batch that is shown in random colours")
 
 
 class DecoderParams(ScheduleParams):
     """The class-conditional visual decoder."""
 
-    drop: Fraction = Field(description="share of pictures drawn from the null condition, for guidance")
-    code_corruption: Fraction = Field(description="up to this share of the codes seen is replaced")
-    softness: NonNegative = Field(description="spread of soft targets over near codes; 0: the nearest alone")
+    drop: Fraction = Field(description="share of samples with the null class, for guidance")
+    code_corruption: Fraction = Field(description="largest share of image codes replaced at random")
+    softness: NonNegative = Field(description="spread of soft targets over near codes; 0: one-hot targets")
 
 
 class BackboneParams(Section):
-    """What is trained before stage 1, where a real run imports published weights."""
+    """The backbones of `tiny`, trained before stage 1; those of `7b` are imported."""
 
     tokenizer: TokenizerParams
     vision: VisionParams
@@ -99,36 +101,38 @@ class BackboneParams(Section):
 
 
 class StageParams(ScheduleParams):
-    """One stage."""
+    """One stage, or `joint`."""
 
-    micro_batch: Positive = Field(description="samples that go through the model together")
+    micro_batch: Positive = Field(description="samples per forward pass; gradients are accumulated")
     checkpoint_every: Positive = Field(description="steps between two checkpoints")
-    max_tokens: Positive = Field(description="positions of the longest sample; longer ones are bad records")
-    max_skipped: Count = Field(description="steps with a non-finite gradient, skipped before the run stops")
-    text_weight: NonNegative = Field(description="weight of the loss of words")
-    image_weight: NonNegative = Field(description="weight of the loss of image codes")
-    drop_prompt: Fraction = Field(description="share of drawings whose prompt is emptied, for guidance")
-    code_corruption: Fraction = Field(description="up to this share of the codes seen is replaced")
-    softness: NonNegative = Field(description="spread of soft targets over near codes; 0: the nearest alone")
-    mixture: dict[str, NonNegative] = Field(description="weight of each prepared dataset")
+    max_tokens: Positive = Field(description="length of the longest sample; longer ones are bad records")
+    max_skipped: Count = Field(description="steps in a row with a non-finite gradient that are skipped")
+    text_weight: NonNegative = Field(description="weight of the loss of text tokens")
+    image_weight: NonNegative = Field(description="weight of the loss of image tokens")
+    drop_prompt: Fraction = Field(
+        description="share of single drawings whose prompt is emptied, for guidance"
+    )
+    code_corruption: Fraction = Field(description="largest share of image codes replaced at random")
+    softness: NonNegative = Field(description="spread of soft targets over near codes; 0: one-hot targets")
+    mixture: dict[str, NonNegative] = Field(description="sampling weight of each kind of prepared data")
 
 
 class PromoteParams(Section):
-    """What a candidate for champion must reach, nested as in metrics/evaluate.json."""
+    """Conditions for promotion to champion, by metric as in metrics/evaluate.json."""
 
     margins: dict[str, dict[str, float] | float] = Field(
-        description="how much worse than the champion it may be"
+        description="how much worse than the champion a candidate may be"
     )
-    floors: dict[str, dict[str, float] | float] = Field(description="the least it must reach in any case")
+    floors: dict[str, dict[str, float] | float] = Field(description="least value, whatever the champion has")
 
 
 class Params(Section):
-    """Everything that a run needs to know."""
+    """All parameters of the pipeline."""
 
-    size: str = Field(json_schema_extra={"enum": list(SIZES)}, description="how much is made and trained")
-    preset: str = Field(description="architecture, of model/config.py")
+    size: str = Field(json_schema_extra={"enum": list(SIZES)}, description="amount of data and training")
+    preset: str = Field(description="architecture, in model/config.py")
     precision: str = Field(description="of matrix products in training: bf16, no (float32), or auto")
-    seed: Count
+    seed: Count = Field(description="of data, weights and sampling")
     prepare: PrepareParams
     optimizer: OptimizerParams
     backbones: BackboneParams

@@ -1,4 +1,4 @@
-"""The raw data as a fresh clone gets it, without DVC: out of the remote that lies in the repository."""
+"""Copies the raw data out of the DVC remote inside the repository, without DVC."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Laws of the parameters: one home, strict keys, smoke over tiny."""
+"""Laws of the parameters: strict keys and ranges, `smoke` overrides `tiny`, the schema is up to date."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from training.params import SCHEMA, json_schema, load_params
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 
-def changed(tmp_path, edit):
+def write_changed_params(tmp_path, edit):
     values = yaml.safe_load(PARAMS.read_text())
     edit(values)
     path = tmp_path / "params.yaml"
@@ -66,7 +66,7 @@ def test_the_repository_has_parameters_for_every_size():
 )
 def test_a_wrong_parameter_is_refused_by_its_path(tmp_path, edit, names):
     with pytest.raises(UserError, match=names):
-        load_params(changed(tmp_path, edit), "smoke" if "stage1.step" in names else None)
+        load_params(write_changed_params(tmp_path, edit), "smoke" if "stage1.step" in names else None)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_automatic_precision_is_bfloat16_where_the_processor_multiplies_it(monke
     assert load_params(PARAMS, "smoke").precision == "no"
 
 
-def test_missing_and_broken_files_are_named(tmp_path):
+def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="no parameters at"):
         load_params(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
@@ -89,14 +89,14 @@ def test_missing_and_broken_files_are_named(tmp_path):
         load_params(tmp_path / "bad.yaml")
 
 
-def test_parameters_cannot_be_changed_where_they_are_used():
+def test_parameters_are_frozen():
     params = load_params(PARAMS)
 
     with pytest.raises(ValidationError, match="frozen"):
         params.stage1.lr = 1.0
 
 
-def test_the_schema_that_editors_check_by_is_that_of_the_models_and_fits_the_file():
+def test_the_json_schema_is_that_of_the_models_and_accepts_the_file():
     schema = json.loads(SCHEMA.read_text())
 
     assert schema == json_schema(), "run: make schema"

@@ -1,4 +1,4 @@
-"""Prepared data and untrained backbones at smoke size, as a stage finds them on a volume."""
+"""Writes what stage 1 needs on a volume, at smoke size: parameters, prepared data, untrained backbones."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def write_params(folder: Path, **stage1: object) -> Path:
-    """params.yaml of the repository, with other values for a short stage 1."""
+    """Write the params.yaml of the repository with little data and these values for stage 1."""
     import yaml
 
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -38,7 +38,7 @@ def write_params(folder: Path, **stage1: object) -> Path:
 
 
 def write_volume(folder: Path) -> None:
-    """Data, prepared data and untrained backbones below a folder."""
+    """Write data, prepared data and untrained backbones below a folder that has a params.yaml."""
     pointer = folder / "data.dvc"
     pointer.write_text((ROOT / "data.dvc").read_text())
     copy_raw_data(folder / "data")
@@ -53,6 +53,6 @@ def write_volume(folder: Path) -> None:
     config.null_prompt = processor.null_prompt()
     model = VargptForConditionalGeneration(config)
     model.visual_decoder.initialize()
-    place = StageFolders("backbones", folder / "prepared", folder / "outputs", pointer)
-    lineage = vars(place.lineage(params, None))
-    place.point(place.publish(model, processor, lineage), "none", 0.0)
+    folders = StageFolders("backbones", folder / "prepared", folder / "outputs", pointer)
+    lineage = vars(folders.lineage(params, None))
+    folders.point(folders.publish(model, processor, lineage), "none", 0.0)

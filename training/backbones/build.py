@@ -1,4 +1,4 @@
-"""The parts that VARGPT starts from: trained from nothing for `tiny`, imported for `7b`."""
+"""Trains all backbones of a tiny model, and assembles the model that stage 1 starts from."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +9,16 @@ from model.config import preset
 from model.errors import UserError
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
-from training.backbones.language_model import WORDS, learn_text_tokenizer, tiny_processor
-from training.backbones.part_checkpoints import never
-from training.backbones.parts import PARTS, BackboneTask, unfinished_workers
-from training.backbones.worker_processes import PartReport, run_workers
-from training.data.content import files_sha256
+from training.backbones.backbone_checkpoints import never_stop
+from training.backbones.language_model import TEXT_KINDS, tiny_processor, train_text_tokenizer
+from training.backbones.worker_processes import OnBackboneStep, run_workers
+from training.backbones.workers import BACKBONES, BackboneTask, unfinished_workers
+from training.data.content_hashes import files_sha256
 from training.errors import Stopped
 from training.params import Params
-from training.tiny.projector_start import initialize_projectors
+from training.tiny.projector_init import initialize_projectors
 
-# The preset whose parts are small enough to be trained from nothing.
+# The preset whose backbones are small enough to be trained here; those of others are imported.
 TRAINED_PRESET = "tiny"
 CHECKPOINT_EVERY = 100
 
@@ -27,37 +27,36 @@ def make_backbones(
     params: Params,
     prepared: Path,
     folder: Path,
-    report: PartReport,
-    should_stop: Callable[[], bool] = never,
+    on_step: OnBackboneStep,
+    should_stop: Callable[[], bool] = never_stop,
     identity: str = "",
     checkpoint_every: int = CHECKPOINT_EVERY,
 ) -> tuple[VargptForConditionalGeneration, VargptProcessor]:
-    """Train all parts, or go on with what `folder/parts` keeps of them, and put them together.
+    """Train the backbones that `folder/parts` does not hold yet, and assemble the model of all of them.
 
-    Parts learn side by side where they can. The same parameters and data give the same weights, bit for bit,
-    however often the run was stopped.
+    The same parameters and data give the same weights, bit for bit, however often training was stopped.
 
     Args:
-        report: Called with part, step counted from 0, and losses.
-        identity: Names whatever the parts depend on besides parameters and prepared data.
+        identity: Hash of whatever the backbones depend on besides parameters and prepared data.
+        checkpoint_every: Steps between two checkpoints of a backbone.
 
     Raises:
-        ValueError: what the user must mend.
-        RuntimeError: a process that trained a part has died.
-        Stopped: asked to stop; everything up to here is kept.
+        UserError: data or parameters are wrong.
+        RuntimeError: a worker process died.
+        Stopped: `should_stop` returned True, and everything so far is saved.
     """
     if params.preset != TRAINED_PRESET:
         raise UserError(
             f"preset {params.preset!r} is not trained from nothing; "
             "import published weights with: vargpt import-weights"
         )
-    text_tokenizer = learn_text_tokenizer(prepared, preset(params.preset))
+    text_tokenizer = train_text_tokenizer(prepared, preset(params.preset))
     task = BackboneTask(
         preset=params.preset,
         params=params.backbones,
         optimizer=params.optimizer,
         prepared=prepared,
-        parts=folder / "parts",
+        checkpoint_dir=folder / "parts",
         seed=params.seed,
         precision=params.precision,
         identity=f"{identity} {_prepared_sha256(prepared)}",
@@ -65,28 +64,28 @@ def make_backbones(
         checkpoint_every=checkpoint_every,
     )
     try:
-        run_workers(unfinished_workers(task), report, should_stop)
-    except Stopped as interrupted:
-        raise Stopped(f"backbones {interrupted}") from None
+        run_workers(unfinished_workers(task), on_step, should_stop)
+    except Stopped as stopped:
+        raise Stopped(f"backbones {stopped}") from None
     return assemble(task)
 
 
 def _prepared_sha256(prepared: Path) -> str:
-    """The hash of all scenes and conversations that parts learn from; pictures of conversations are not."""
-    conversations = (prepared / kind / "train.json" for kind in WORDS)
+    """Hash of the prepared data that backbones learn from: scenes, and conversations without their images."""
+    conversations = (prepared / kind / "train.json" for kind in TEXT_KINDS)
     return files_sha256([*sorted((prepared / "scenes").glob("*.tar")), *conversations])
 
 
 def assemble(task: BackboneTask) -> tuple[VargptForConditionalGeneration, VargptProcessor]:
-    """The model of all parts that `task` has learned, joined by projectors as stage 1 finds them."""
+    """The model of all trained backbones, with projectors initialized for stage 1, and its processor."""
     config = preset(task.preset)
     processor = tiny_processor(config, task.text_tokenizer)
     config.null_prompt = processor.null_prompt()
     torch.manual_seed(task.seed)
     model = VargptForConditionalGeneration(config)
-    for name, path in PARTS.items():
-        weights = task.checkpoints(name).finished()
-        assert weights is not None, f"{name} is not done"
+    for name, path in BACKBONES.items():
+        weights = task.checkpoints(name).load_trained()
+        assert weights is not None, f"{name} is not trained"
         model.get_submodule(path).load_state_dict(weights)
     initialize_projectors(model)
     return model.eval(), processor

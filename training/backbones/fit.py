@@ -1,14 +1,15 @@
-"""The short loop that backbones share: steps under a schedule, clipped, averaged, kept as it goes."""
+"""Training loop that all backbones share: schedule, clipped gradients, weight average, checkpoints."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.errors import UserError
+from training.backbones.backbone_checkpoints import BackboneCheckpoints
 from training.errors import Stopped
 from training.optimization.schedule import set_learning_rates
 from training.optimization.weight_average import WeightAverage
@@ -16,71 +17,58 @@ from training.params import OptimizerParams, ScheduleParams
 from training.precision import BFLOAT16, FLOAT32, training_device
 from training.tiny.muon import make_tiny_optimizer
 
-Report = Callable[[int, dict[str, float]], None]
-
-
-class Checkpoints(Protocol):
-    """Where a part of the model keeps what it has learned so far."""
-
-    def load(self) -> tuple[int, Any] | None:
-        """Steps done and the tree that was saved with them."""
-
-    def save(self, step: int, tree: Any) -> None:
-        """Commit the tree after `step` steps."""
-
-    def is_due(self, step: int) -> bool:
-        """Whether the tree after `step` steps is to be saved."""
-
-    def should_stop(self) -> bool:
-        """Whether training is to end before it is done."""
+# Called after every step with the step, counted from 0, and its losses by name.
+OnStep = Callable[[int, dict[str, float]], None]
+# Returns the losses of a step, by name; their sum is minimised.
+ComputeLosses = Callable[[int], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """How a part is trained, whatever the part.
+    """Settings of `fit` that are the same for every backbone.
 
     Args:
-        report: Called after every step, with the step counted from 0 and its losses.
-        precision: `bf16` for matrix products in bfloat16, which some processors are faster at, or `no`.
-        checkpoints: None keeps nothing: a run that is stopped starts anew.
+        seed: Of starting weights, batches and every other random number.
+        precision: `bf16` for autocast to bfloat16, `no` for float32.
+        checkpoints: Where training resumes from; None saves nothing.
     """
 
     seed: int
-    optimizer: OptimizerParams
-    report: Report
+    optimizer_params: OptimizerParams
+    on_step: OnStep
     precision: str = FLOAT32
-    checkpoints: Checkpoints | None = None
+    checkpoints: BackboneCheckpoints | None = None
 
     def autocast(self) -> torch.autocast:
-        """The context that a forward pass runs in."""
+        """The autocast context of a forward pass."""
         return torch.autocast(training_device().type, torch.bfloat16, enabled=self.precision == BFLOAT16)
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that changes while a part learns; `others` are tensors that no gradient moves."""
+    """All that changes during training; `buffers` are tensors that change without gradients."""
 
     parameters: Sequence[nn.Parameter]
     optimizer: torch.optim.Optimizer
     average: WeightAverage
-    others: Sequence[Tensor] = field(default=())
+    buffers: Sequence[Tensor]
 
-    def tree(self) -> dict[str, Any]:
-        """Everything, as nested containers."""
+    def to_tree(self) -> dict[str, Any]:
+        """The state as nested containers of tensors, for a checkpoint."""
         return {
             "weights": [parameter.detach() for parameter in self.parameters],
             "averages": list(self.average.averages),
-            "others": list(self.others),
+            "buffers": list(self.buffers),
             "optimizer": self.optimizer.state_dict(),
         }
 
     @torch.no_grad()
     def restore(self, tree: dict[str, Any]) -> None:
-        """Put a tree back where it came from."""
-        places = (*self.parameters, *self.average.averages, *self.others)
-        values = (*tree["weights"], *tree["averages"], *tree["others"])
-        for place, value in zip(places, values, strict=True):
-            place.copy_(value)
+        """Load what `to_tree` returned, in place."""
+        targets = (*self.parameters, *self.average.averages, *self.buffers)
+        values = (*tree["weights"], *tree["averages"], *tree["buffers"])
+        for target, value in zip(targets, values, strict=True):
+            target.copy_(value)
         self.optimizer.load_state_dict(tree["optimizer"])
 
 
@@ -88,56 +76,60 @@ def fit(
     modules: Sequence[nn.Module],
     params: ScheduleParams,
     settings: FitSettings,
-    losses_at: Callable[[int], dict[str, Tensor]],
-    others: Sequence[Tensor] = (),
-) -> WeightAverage:
-    """Minimise the sum of the losses that `losses_at(step)` gives over all of `modules` that may learn; the
-    average of the weights at the end.
+    compute_losses: ComputeLosses,
+    buffers: Sequence[Tensor] = (),
+) -> None:
+    """Train the trainable parameters of `modules`, in place; in the end they have their averaged values.
 
-    Every step seeds its own randomness, so a run is the same run whenever it is repeated or goes on from what
-    was kept, together with `others`.
+    Each step seeds the random number generator from its number, so that a resumed run has the same result,
+    bit for bit.
+
+    Args:
+        buffers: Tensors that `compute_losses` changes, such as a codebook; saved in checkpoints.
 
     Raises:
-        Stopped: asked to stop, after keeping.
-        UserError: a gradient is not finite; nothing has changed by it.
+        Stopped: `settings.checkpoints.should_stop` returned True, and everything so far is saved.
+        UserError: a gradient is not finite; it has changed nothing.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    optimizer = make_tiny_optimizer(modules, params, settings.optimizer)
-    learning = TrainingState(parameters, optimizer, WeightAverage(parameters, params.ema), others)
-    for step in range(_first_step(learning, settings.checkpoints), params.steps):
+    optimizer = make_tiny_optimizer(modules, params, settings.optimizer_params)
+    state = TrainingState(parameters, optimizer, WeightAverage(parameters, params.ema), buffers)
+    for step in range(_resume(state, settings.checkpoints), params.steps):
         if settings.checkpoints and settings.checkpoints.should_stop():
-            settings.checkpoints.save(step, learning.tree())
+            settings.checkpoints.save(step, state.to_tree())
             raise Stopped(f"stopped after {step} of {params.steps} steps")
-        settings.report(step, _learn(learning, params, settings, losses_at, step))
+        settings.on_step(step, _train_step(state, params, settings, compute_losses, step))
         if settings.checkpoints and settings.checkpoints.is_due(step + 1):
-            settings.checkpoints.save(step + 1, learning.tree())
-    return learning.average
+            settings.checkpoints.save(step + 1, state.to_tree())
+    state.average.copy_to_parameters()
 
 
-def _first_step(learning: TrainingState, checkpoints: Checkpoints | None) -> int:
-    kept = checkpoints.load() if checkpoints else None
-    if kept is None:
+def _resume(state: TrainingState, checkpoints: BackboneCheckpoints | None) -> int:
+    """Load the newest checkpoint, if there is one; the number of steps done."""
+    newest = checkpoints.load() if checkpoints else None
+    if newest is None:
         return 0
-    learning.restore(kept[1])
-    return kept[0]
+    num_done, tree = newest
+    state.restore(tree)
+    return num_done
 
 
-def _learn(
-    learning: TrainingState,
+def _train_step(
+    state: TrainingState,
     params: ScheduleParams,
     settings: FitSettings,
-    losses_at: Callable[[int], dict[str, Tensor]],
+    compute_losses: ComputeLosses,
     step: int,
 ) -> dict[str, float]:
-    set_learning_rates(learning.optimizer, step, params)
+    set_learning_rates(state.optimizer, step, params)
     torch.manual_seed(settings.seed * 1_000_003 + step)
     with settings.autocast():
-        losses = losses_at(step)
-    learning.optimizer.zero_grad(set_to_none=True)
+        losses = compute_losses(step)
+    state.optimizer.zero_grad(set_to_none=True)
     sum(losses.values()).backward()
-    norm = float(nn.utils.clip_grad_norm_(learning.parameters, settings.optimizer.clip_norm))
+    norm = float(nn.utils.clip_grad_norm_(state.parameters, settings.optimizer_params.clip_norm))
     if not math.isfinite(norm):
         raise UserError(f"the gradient of step {step} is {norm}: lower lr and muon_lr, or raise warmup")
-    learning.optimizer.step()
-    learning.average.update(step + 1)
+    state.optimizer.step()
+    state.average.update(step + 1)
     return {name: float(loss.detach()) for name, loss in losses.items()}

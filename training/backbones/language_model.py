@@ -1,59 +1,54 @@
-"""The text tokenizer and the language model of a tiny model, learned from the prepared conversations.
+"""Trains text tokenizer and language model of a tiny model, from random weights, on prepared conversations.
 
-The language model reads here what it will later see: text-only conversations, in which a sentence takes the
-place of the picture. Without it, yes-or-no questions about pictures stay at chance (measured in the tiny
-recipe).
+The language model learns from conversations without images, in which a caption takes the place of the image.
+Without them, yes-or-no questions about images stay at chance in stage 2.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from model.backbones import LanguageModel
 from model.config import VargptConfig
 from model.cpu_kernels import eager_attention
-from model.errors import UserError
 from model.losses import IGNORED, text_loss
 from model.processing import Encoded, VargptProcessor
 from model.text_tokenizer import IMAGE_GEN, SPECIAL_TOKENS, build_text_tokenizer
 from training.backbones.fit import FitSettings, fit
 from training.data.bad_records import BadRecordLog
-from training.data.readers import open_dataset
+from training.data.prepared_data import open_train_split
 from training.data.samples import Sample
-from training.digits.scene_pool import batch_at
+from training.digits.scene_pool import batch_indices
 from training.params import ScheduleParams
 
-# Shape legend: B = batch, T = positions, D = width, P = positions that are asked.
+# Shape legend: B = batch, T = positions, D = width.
 
-WORDS = ("text", "understanding", "drawing")
-_NO_WORDS = re.compile("|".join(re.escape(token) for token in (*SPECIAL_TOKENS, IMAGE_GEN)))
+# Kinds of prepared data whose text the text tokenizer is trained on.
+TEXT_KINDS = ("text", "understanding", "drawing")
+_SPECIAL_TOKEN = re.compile("|".join(re.escape(token) for token in (*SPECIAL_TOKENS, IMAGE_GEN)))
 
 
 def tiny_processor(config: VargptConfig, tokenizer: PreTrainedTokenizerFast) -> VargptProcessor:
-    """The processor of a model made from nothing: no system prompt, pictures whole."""
+    """The processor of a tiny model: no system prompt, images not cropped."""
     return VargptProcessor.for_config(config, tokenizer, system_prompt="", crop_margin=1.0)
 
 
-def read_conversations(prepared: Path, name: str) -> Sequence[Sample]:
-    """The training conversations of one kind of data, pictures unread. ValueError when there are none."""
-    path = prepared / name / "train.json"
-    if not path.is_file():
-        raise UserError(f"no prepared data at {path}; make it with: vargpt data prepare")
-    return open_dataset(name, path, path.parent, BadRecordLog(), verify_images=False)
+def open_conversations(prepared: Path, kind: str) -> Sequence[Sample]:
+    """Training conversations of one kind of prepared data, images unread. UserError without any."""
+    return open_train_split(prepared, kind, BadRecordLog(), verify_images=False)
 
 
-def learn_text_tokenizer(prepared: Path, config: VargptConfig) -> PreTrainedTokenizerFast:
-    """A text tokenizer of all training conversations, as the model reads them."""
+def train_text_tokenizer(prepared: Path, config: VargptConfig) -> PreTrainedTokenizerFast:
+    """A text tokenizer trained on all training conversations, rendered by the prompt template."""
     template = tiny_processor(config, build_text_tokenizer((), config))
 
     def texts() -> Iterator[str]:
-        for name in WORDS:
-            for sample in read_conversations(prepared, name):
-                yield from _NO_WORDS.split(template.render(sample.conversation()))
+        for kind in TEXT_KINDS:
+            for sample in open_conversations(prepared, kind):
+                yield from _SPECIAL_TOKEN.split(template.render(sample.conversation()))
 
     return build_text_tokenizer(texts(), config)
 
@@ -65,36 +60,32 @@ def train_language(
     params: ScheduleParams,
     settings: FitSettings,
 ) -> None:
-    """Train in place on conversations without pictures; only answers are asked for."""
+    """Train the model in place on conversations without images, with the loss of the answers only."""
     encoded: dict[int, Encoded] = {}
 
-    def at(index: int) -> Encoded:
+    def encode(index: int) -> Encoded:
         if index not in encoded:
             encoded[index] = processor.encode(samples[index].conversation(), [])
         return encoded[index]
 
-    def losses_at(step: int) -> dict[str, Tensor]:
-        index_B = batch_at(step, params.batch, len(samples), settings.seed)
-        return {
-            "text": answer_loss(
-                model, _on(model.device, processor.collate([at(index) for index in index_B.tolist()]))
-            )
-        }
+    def compute_losses(step: int) -> dict[str, Tensor]:
+        index_B = batch_indices(step, params.batch, len(samples), settings.seed)
+        batch = processor.collate([encode(index) for index in index_B.tolist()])
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        return {"text": answer_loss(model, batch)}
 
     model.requires_grad_(True).train()
     with eager_attention(model, settings.precision):
-        fit([model], params, settings, losses_at).keep()
+        fit([model], params, settings, compute_losses)
     model.requires_grad_(False).eval()
 
 
-def _on(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.to(device) for name, value in batch.items()}
-
-
 def answer_loss(model: LanguageModel, batch: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy of the tokens that labels ask for, in nats."""
+    """Mean cross-entropy of the tokens whose labels are not ignored, in nats."""
     embedded_BTD = model.get_input_embeddings()(batch["input_ids"])
     hidden_BTD = model.states(embedded_BTD, attention_mask=batch["attention_mask"], use_cache=False)
-    asked_BT = batch["labels"][:, 1:] != IGNORED
-    loss, count = text_loss(model.lm_head(hidden_BTD[:, :-1][asked_BT]), batch["labels"][:, 1:][asked_BT])
+    is_target_BT = batch["labels"][:, 1:] != IGNORED
+    loss, count = text_loss(
+        model.lm_head(hidden_BTD[:, :-1][is_target_BT]), batch["labels"][:, 1:][is_target_BT]
+    )
     return loss / count

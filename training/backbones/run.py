@@ -1,4 +1,4 @@
-"""The stage before the first: makes what a real run downloads, tracks it and publishes it as one model."""
+"""One run of the stage `backbones`: trains them, tracks, and publishes them as one model with its lineage."""
 
 import dataclasses
 import logging
@@ -17,7 +17,12 @@ logger = logging.getLogger(__name__)
 
 
 def run_backbones(params: Params, folders: StageFolders, context: RunContext) -> None:
-    """Train the parts, publish the model. UserError for what the user must mend; Stopped after saving."""
+    """Train all backbones and publish the model; resumes from the newest checkpoints of the same training.
+
+    Raises:
+        UserError: data or parameters are wrong.
+        Stopped: `context.should_stop` returned True, and everything so far is saved.
+    """
     lineage = folders.lineage(params, context.commit)
     tracker = open_tracker(context.tracking_uri, EXPERIMENT, context.spool, is_rank_zero=True)
     began = time.monotonic()
@@ -30,35 +35,37 @@ def run_backbones(params: Params, folders: StageFolders, context: RunContext) ->
                 params,
                 folders.prepared,
                 folders.folder,
-                Report(tracker, lines, params.backbones),
+                StepLogger(tracker, lines, params.backbones),
                 context.should_stop,
                 identity=lineage.data_md5,
             )
         facts = {**dataclasses.asdict(lineage), "run_id": tracker.mlflow_run_id or run_id}
-        weights = folders.publish(model, processor, facts)
-        tracker.tag(**{"vargpt.weights_sha256": weights})
+        weights_sha256 = folders.publish(model, processor, facts)
+        tracker.tag(**{"vargpt.weights_sha256": weights_sha256})
         status = "FINISHED"
     except Stopped:
         status = "KILLED"
         raise
     finally:
         tracker.finish(status)
-    folders.point(weights, tracker.mlflow_run_id or run_id, time.monotonic() - began)
-    # They are known by parameters and data, not by the code that made them: a later run starts anew.
+    folders.point(weights_sha256, tracker.mlflow_run_id or run_id, time.monotonic() - began)
+    # Fingerprints leave out the code: after a change of it, a later run must train anew.
     shutil.rmtree(folders.folder / "parts", ignore_errors=True)
     logger.info("backbones are done: %s", folders.model_dir)
 
 
-class Report:
-    """Tells tracker and progress lines what the parts report, each part in a line of its own."""
+class StepLogger:
+    """Callback that shows every backbone in a progress line of its own and tracks its losses."""
 
     def __init__(self, tracker: Tracker, lines: ProgressLines, params: BackboneParams) -> None:
         self.tracker, self.lines, self.params = tracker, lines, params
-        self.by_part: dict[str, ProgressLine] = {}
+        self.line_of: dict[str, ProgressLine] = {}
 
-    def __call__(self, part: str, step: int, losses: dict[str, float]) -> None:
-        if part not in self.by_part:
-            self.by_part[part] = self.lines.add(f"backbones {part}", step, getattr(self.params, part).steps)
-        self.by_part[part].show(step + 1, losses)
+    def __call__(self, backbone: str, step: int, losses: dict[str, float]) -> None:
+        if backbone not in self.line_of:
+            steps = getattr(self.params, backbone).steps
+            self.line_of[backbone] = self.lines.add(f"backbones {backbone}", step, steps)
+        self.line_of[backbone].show(step + 1, losses)
         if (step + 1) % LOG_EVERY == 0:
-            self.tracker.log(step + 1, **{f"{part}/{name}": value for name, value in losses.items()})
+            values = {f"{backbone}/{name}": value for name, value in losses.items()}
+            self.tracker.log(step + 1, **values)

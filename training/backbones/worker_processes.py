@@ -1,4 +1,4 @@
-"""WorkerProcesses of work side by side, each in a process of its own, and their news in one place."""
+"""Runs workers at the same time, each in a process of its own, and collects their losses and outcomes."""
 
 import math
 import multiprocessing
@@ -9,67 +9,75 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.synchronize import Event
-from typing import Any
+from typing import Any, Literal
 
 from model.errors import UserError
 from training.errors import Stopped
 from training.parent_death import die_with_parent
 
-# How a worker ended: ("done",), ("stopped", why) or ("failed", whether the user can mend it, why).
-Outcome = tuple
-PartReport = Callable[[str, int, dict[str, float]], None]
+# Called with backbone, step counted from 0, and its losses by name.
+OnBackboneStep = Callable[[str, int, dict[str, float]], None]
 
 POLL_SECONDS = 0.2
-# A worker that was asked to stop saves first; one that takes longer is killed.
-PATIENCE_SECONDS = 20.0
+# Time for a worker that must stop to save; then it is killed.
+STOP_TIMEOUT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class ParentChannel:
-    """What a worker has of its parent: where news go, and whether to stop."""
+class Outcome:
+    """How a worker ended, and why it did not finish."""
+
+    status: Literal["done", "stopped", "failed"]
+    reason: str = ""
+    is_user_error: bool = False
+
+
+@dataclass(frozen=True)
+class ParentConnection:
+    """A worker's connection to its parent: sends losses and the outcome, receives the request to stop."""
 
     connection: Connection
     stop: Event
 
-    def report(self, part: str, step: int, losses: dict[str, float]) -> None:
-        """News of one step of one part."""
-        self.connection.send(("step", part, step, losses))
+    def report_step(self, backbone: str, step: int, losses: dict[str, float]) -> None:
+        """Send the losses of a step, counted from 0."""
+        self.connection.send((backbone, step, losses))
 
     def should_stop(self) -> bool:
-        """Whether the parent, or a signal, wants this worker to end."""
+        """Whether the parent or a signal has requested a stop."""
         return self.stop.is_set()
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
-        """How the block ended is told to the parent; errors go on their way."""
+    def reporting_outcome(self) -> Iterator[None]:
+        """Send how the block ended; errors are raised again, but not Stopped."""
         try:
             yield
-        except Stopped as interrupted:
-            self.connection.send(("stopped", str(interrupted)))
+        except Stopped as stopped:
+            self.connection.send(Outcome("stopped", str(stopped)))
         except (ValueError, OSError, RuntimeError) as error:
-            self.connection.send(("failed", isinstance(error, UserError), str(error)))
+            self.connection.send(Outcome("failed", str(error), isinstance(error, UserError)))
             raise
         else:
-            self.connection.send(("done",))
+            self.connection.send(Outcome("done"))
 
 
-Worker = Callable[[ParentChannel], None]
+Worker = Callable[[ParentConnection], None]
 
 
-def _run(worker: Worker, channel: ParentChannel) -> None:
-    """The life of one process."""
+def _worker_main(worker: Worker, parent: ParentConnection) -> None:
+    """Entry point of a worker process."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: channel.stop.set())
+        signal.signal(number, lambda *_: parent.stop.set())
     die_with_parent(multiprocessing.parent_process().pid)
-    with channel.telling():
-        worker(channel)
+    with parent.reporting_outcome():
+        worker(parent)
 
 
 class WorkerProcesses:
-    """Processes that run workers, from start to end.
+    """Running worker processes; they start when it is made.
 
     Args:
-        workers: By name; they and what they hold must be picklable.
+        workers: By name; they and what they refer to must be picklable.
     """
 
     def __init__(self, workers: Mapping[str, Worker]) -> None:
@@ -77,76 +85,79 @@ class WorkerProcesses:
         self.stop = context.Event()
         self.deadline = math.inf
         self.processes: dict[Connection, Any] = {}
-        self.ends: dict[Connection, Outcome] = {}
+        self.outcomes: dict[Connection, Outcome] = {}
         for name, worker in workers.items():
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_run, args=(worker, ParentChannel(theirs, self.stop)), name=name)
+            parent = ParentConnection(theirs, self.stop)
+            process = context.Process(target=_worker_main, args=(worker, parent), name=name)
             process.start()
-            # The child holds the only other end: when it dies, reading says so.
+            # The child has the only other end then, so that reading ours fails as soon as it dies.
             theirs.close()
             self.processes[ours] = process
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Let every worker save and end, in limited time."""
         if not self.stop.is_set():
             self.stop.set()
-            self.deadline = time.monotonic() + PATIENCE_SECONDS
+            self.deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
 
-    def follow(self, report: PartReport, should_stop: Callable[[], bool]) -> None:
-        """Pass on reports until every worker has ended; the first that does not end well stops the others."""
-        while running := [connection for connection in self.processes if connection not in self.ends]:
+    def wait_for_all(self, on_step: OnBackboneStep, should_stop: Callable[[], bool]) -> None:
+        """Pass on losses until every worker has ended; one that fails or is stopped stops the others."""
+        while running := [connection for connection in self.processes if connection not in self.outcomes]:
             if should_stop():
-                self.ask_to_stop()
+                self.request_stop()
             if time.monotonic() > self.deadline:
                 self.kill()
             for connection in wait(running, POLL_SECONDS):
-                kind, *news = self._received(connection)
-                if kind == "step":
-                    report(*news)
+                message = self._receive(connection)
+                if not isinstance(message, Outcome):
+                    on_step(*message)
                     continue
-                self.ends[connection] = (kind, *news)
-                if kind != "done":
-                    self.ask_to_stop()
+                self.outcomes[connection] = message
+                if message.status != "done":
+                    self.request_stop()
 
-    def _received(self, connection: Connection) -> tuple:
+    def _receive(self, connection: Connection) -> Outcome | tuple[str, int, dict[str, float]]:
         try:
             return connection.recv()
         except (EOFError, OSError):
             process = self.processes[connection]
             process.join()
-            ended = f"{process.name} ended without a word, code {process.exitcode}"
-            return ("stopped", ended) if self.stop.is_set() else ("failed", False, ended)
+            reason = f"the {process.name} died with exit code {process.exitcode}"
+            return Outcome("stopped" if self.stop.is_set() else "failed", reason)
 
     def kill(self) -> None:
-        """Outcome every process now; what is on the disk is whole at any time."""
+        """Kill every process; checkpoints on the disk are complete at any time."""
         for process in self.processes.values():
             process.kill()
 
     def close(self) -> None:
-        """No process is left, whatever happened."""
+        """Kill processes that still run, wait for all to end and release their resources."""
         for connection, process in self.processes.items():
-            if connection not in self.ends:
+            if connection not in self.outcomes:
                 process.kill()
             process.join()
             connection.close()
 
 
-def run_workers(workers: Mapping[str, Worker], report: PartReport, should_stop: Callable[[], bool]) -> None:
-    """Run workers side by side to their ends.
+def run_workers(
+    workers: Mapping[str, Worker], on_step: OnBackboneStep, should_stop: Callable[[], bool]
+) -> None:
+    """Run workers at the same time until all have ended.
 
     Raises:
-        ValueError: what the user must mend, as the worker said it.
-        RuntimeError: anything else that ended a worker.
-        Stopped: asked to stop; everything up to here is kept.
+        UserError: a worker raised it.
+        RuntimeError: another error ended a worker.
+        Stopped: a stop was requested; everything so far is saved.
     """
-    running = WorkerProcesses(workers)
+    processes = WorkerProcesses(workers)
     try:
-        running.follow(report, should_stop)
+        processes.wait_for_all(on_step, should_stop)
     finally:
-        running.close()
-    ends = sorted(running.ends.values(), key=lambda end: end[0])
-    for kind, *news in ends:
-        if kind == "failed":
-            raise (UserError if news[0] else RuntimeError)(news[1])
-        if kind == "stopped":
-            raise Stopped(news[0])
+        processes.close()
+    for outcome in processes.outcomes.values():
+        if outcome.status == "failed":
+            raise (UserError if outcome.is_user_error else RuntimeError)(outcome.reason)
+    for outcome in processes.outcomes.values():
+        if outcome.status == "stopped":
+            raise Stopped(outcome.reason)

@@ -1,4 +1,4 @@
-"""Nested state (of an optimizer, a schedule, a generator) as named tensors plus JSON and back, bit by bit."""
+"""Nested state, such as an optimizer's, as a flat dictionary of tensors plus JSON, and back without loss."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,15 +9,18 @@ from torch import Tensor
 from model.errors import UserError
 
 TENSOR, TUPLE, ITEMS = "__tensor__", "__tuple__", "__items__"
-MARKS = frozenset({TENSOR, TUPLE, ITEMS})
-# Exact types: a numpy float or an enum would come back as something else.
+# Keys that mark what JSON has no form for: a tensor by name, a tuple, a dictionary with keys that are no
+# text.
+RESERVED_KEYS = frozenset({TENSOR, TUPLE, ITEMS})
+# Compared by exact type: a NumPy float or an enum would come back as something else.
 SCALARS = (bool, int, float, str)
 
 
 def flatten_state(tree: Any, prefix: str) -> tuple[dict[str, Tensor], Any]:
-    """Split a nested state into tensors, named from `prefix`, and a JSON value that says where each belongs.
+    """Split a nested state into tensors, named by their path below `prefix`, and a JSON value with the rest.
 
-    Tuples and dictionaries with keys that are not text survive; anything JSON would alter is refused by name.
+    Tuples, and dictionaries whose keys are whole numbers, are preserved. UserError names a value that neither
+    a tensor file nor JSON preserves.
     """
     tensors: dict[str, Tensor] = {}
     return tensors, _flatten(tree, prefix, tensors)
@@ -32,7 +35,7 @@ def _flatten(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {TENSOR: path}
     if isinstance(node, Mapping):
         items = [(key, _flatten(value, f"{path}.{key}", tensors)) for key, value in node.items()]
-        plain = all(type(key) is str and key not in MARKS for key, _ in items)
+        plain = all(type(key) is str and key not in RESERVED_KEYS for key, _ in items)
         if not plain and any(type(key) not in (str, int) for key, _ in items):
             raise UserError(f"{path} has a key that is neither text nor a whole number: {list(node)[:5]}")
         return dict(items) if plain else {ITEMS: [list(item) for item in items]}
@@ -45,7 +48,7 @@ def _flatten(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def unflatten_state(tensors: Mapping[str, Tensor], tree: Any) -> Any:
-    """The nested state that `flatten_state` split; a ValueError names a tensor that is not there."""
+    """The nested state that `flatten_state` split. UserError names a tensor that is missing."""
     if isinstance(tree, list):
         return [unflatten_state(tensors, part) for part in tree]
     if not isinstance(tree, dict):
@@ -62,7 +65,7 @@ def unflatten_state(tensors: Mapping[str, Tensor], tree: Any) -> Any:
 
 
 def refuse_what_json_alters(node: Any, path: str) -> None:
-    """Raise a ValueError that names the first part which JSON would not give back as it is."""
+    """Raise UserError that names the first value which JSON would not give back as it is."""
     if type(node) is dict and all(type(key) is str for key in node):
         for key, value in node.items():
             refuse_what_json_alters(value, f"{path}, {key}")
@@ -74,7 +77,7 @@ def refuse_what_json_alters(node: Any, path: str) -> None:
 
 
 def with_own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors that share no memory, as a tensor file demands; tied ones are copied."""
+    """Contiguous tensors on the CPU that share no memory, as safetensors demands; tied ones are copied."""
     seen: set[int] = set()
     separate: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Bad records of the data: counted, listed with file, index and reason; too many of them stop the run."""
+"""Log of bad records: counted by dataset, listed with file, index and reason; too many stop the run."""
 
 import json
 import logging
@@ -10,16 +10,16 @@ from model.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 3
+NUM_EXAMPLES = 3
 
 
 class TooManyBadRecords(UserError):  # noqa: N818 - it reads as what went wrong
-    """More records of a dataset are bad than its user accepts."""
+    """The share of bad records of a dataset is above the limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """One bad record: where it lies, counted from 0 within its file, and what is wrong."""
+    """One bad record: its file, its index in that file, counted from 0, and what is wrong with it."""
 
     dataset: str
     file: str
@@ -31,58 +31,58 @@ class BadRecord:
 
 
 class BadRecordLog:
-    """Bad records that readers and batches find, and how many good ones there are, by dataset."""
+    """All bad records of a run, and the number of good ones of each dataset."""
 
     def __init__(self) -> None:
         self.records: list[BadRecord] = []
         self.num_good: Counter[str] = Counter()
 
     def add(self, dataset: str, file: Path | str, index: int, reason: str) -> None:
-        """Count a record that a reader cannot take."""
+        """Log a record that its reader cannot parse."""
         self.records.append(BadRecord(dataset, str(file), index, reason))
 
-    def add_late(self, dataset: str, index: int, reason: str, share_limit: float) -> None:
-        """Count a record that was good for its reader and turns out to be bad in training.
+    def add_good(self, dataset: str, count: int) -> None:
+        """Count records that were parsed."""
+        self.num_good[dataset] += count
 
-        Raises TooManyBadRecords when more than this share of the dataset is bad by now.
+    def reclassify_as_bad(self, dataset: str, index: int, reason: str, share_limit: float) -> None:
+        """Log a record that was counted as good and turns out to be bad in training, such as one too long.
+
+        Raises TooManyBadRecords when this brings the dataset's share of bad records above the limit.
         """
         self.num_good[dataset] -= 1
         self.add(dataset, dataset, index, reason)
         logger.warning("left out: %s", self.records[-1])
-        self._refuse(dataset, share_limit)
+        self._check_share(dataset, share_limit)
 
-    def good(self, dataset: str, count: int = 1) -> None:
-        """So many records were fine."""
-        self.num_good[dataset] += count
-
-    def shares(self) -> dict[str, float]:
-        """The share of bad records of every dataset that has records, 0 to 1."""
+    def bad_shares(self) -> dict[str, float]:
+        """Bad records as a share of all records, 0 to 1, of every dataset that has any records."""
         bad = Counter(record.dataset for record in self.records)
         return {name: bad[name] / total for name, total in (self.num_good + bad).items()}
 
     def check(self, share_limit: float) -> None:
-        """Log what was found. Raises TooManyBadRecords when more than this share of any dataset is bad."""
-        for name, share in self.shares().items():
-            self._refuse(name, share_limit)
+        """Warn about every dataset with bad records; TooManyBadRecords when a share is above the limit."""
+        for name, share in self.bad_shares().items():
+            self._check_share(name, share_limit)
             if share:
                 logger.warning("%s", self._summary(name))
 
-    def _refuse(self, dataset: str, share_limit: float) -> None:
-        if self.shares()[dataset] > share_limit:
+    def _check_share(self, dataset: str, share_limit: float) -> None:
+        if self.bad_shares()[dataset] > share_limit:
             raise TooManyBadRecords(f"{self._summary(dataset)} (allowed: a share of {share_limit:g})")
 
     def _summary(self, dataset: str) -> str:
         found = [record for record in self.records if record.dataset == dataset]
         total = len(found) + self.num_good[dataset]
-        first = "; ".join(map(str, found[:SHOWN]))
-        return f"{dataset}: {len(found)} of {total} records are bad, such as {first}"
+        examples = "; ".join(map(str, found[:NUM_EXAMPLES]))
+        return f"{dataset}: {len(found)} of {total} records are bad, such as {examples}"
 
     def save(self, path: Path) -> None:
-        """Every bad record, and the counts of every dataset, as JSON."""
+        """Write every bad record, and the counts of every dataset, as JSON."""
         bad = Counter(record.dataset for record in self.records)
         counts = {
             name: {"good": self.num_good[name], "bad": bad[name], "share": share}
-            for name, share in self.shares().items()
+            for name, share in self.bad_shares().items()
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         listed = [asdict(record) for record in self.records]

@@ -1,4 +1,7 @@
-"""How a picture of a class is asked for and answered: the wording of ImageNet-Instruct (spec section 7)."""
+"""Prompt and reply templates for an image of a class, worded as in VARGPT's ImageNet-Instruct dataset.
+
+Source: samples of the datasets that are published with arXiv:2501.12327.
+"""
 
 from model.text_tokenizer import IMAGE_GEN
 
@@ -14,5 +17,5 @@ REPLIES = (
 
 
 def article(word: str) -> str:
-    """`an` before a vowel, else `a`."""
+    """The indefinite article of a word: `an` before a vowel, else `a`."""
     return "an" if word[0] in "aeiou" else "a"

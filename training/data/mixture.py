@@ -1,7 +1,7 @@
-"""Several datasets in one endless order that is a pure function of seed and sample number.
+"""Sampling order over several datasets: endless, weighted, and a pure function of seed and sample number.
 
-No state: a run that starts again needs to know only how many samples were consumed. Every sample of a dataset
-is drawn once before any is drawn twice.
+There is no state to save: a resumed run needs only the number of samples it has consumed. Each dataset is
+shuffled anew every epoch, and all of its samples come once before any comes twice.
 """
 
 import functools
@@ -14,17 +14,20 @@ import numpy as np
 from model.errors import UserError
 from training.data.samples import Sample
 
-# Within a block every dataset has an exact quota, so that its draws before any sample number can be computed.
-# Weights hold to one in this many.
+# The order is cut into blocks of this many samples, in which every dataset has an exact quota. So the number
+# of its earlier samples is known for any position, without walking there. Weights hold to one in BLOCK.
 BLOCK = 1 << 16
 
 
 class Mixture:
-    """Datasets drawn by weight.
+    """Datasets and the order in which their samples are drawn.
 
     Args:
         parts: Pairs of dataset and weight; weights need not add up to one, zero leaves a dataset out.
-        seed: Decides the order, together with the sample number alone.
+        seed: Of the order.
+
+    Raises:
+        UserError: a weight is negative or not finite, all are zero, or a dataset with a weight is empty.
     """
 
     def __init__(self, parts: Sequence[tuple[Sequence[Sample], float]], seed: int) -> None:
@@ -40,59 +43,53 @@ class Mixture:
         self.seed = seed
         self.quotas = _quotas(weights)
 
-    def sample_at(self, n: int) -> Sample:
-        """The n-th sample of the endless order, counted from 0."""
-        part, index = self.location_at(n)
-        return self.datasets[part][index]
-
-    def location_at(self, n: int) -> tuple[int, int]:
-        """Where the n-th sample of the endless order lies: which dataset, and which record of it."""
+    def locate(self, n: int) -> tuple[int, int]:
+        """Index of the dataset, and of the sample in it, that sample number `n` of the order is, from 0."""
         if n < 0:
             raise UserError(f"n must not be negative, got {n}")
-        block, place = divmod(n, BLOCK)
-        choices, ranks = _schedule(self.seed, block, self.quotas)
-        part = int(choices[place])
-        size = len(self.datasets[part])
-        epoch, position = divmod(block * self.quotas[part] + int(ranks[place]), size)
-        return part, int(_order(self.seed, part, epoch, size)[position])
+        block, position = divmod(n, BLOCK)
+        choices, ranks = _block_schedule(self.seed, block, self.quotas)
+        dataset = int(choices[position])
+        size = len(self.datasets[dataset])
+        epoch, position_in_epoch = divmod(block * self.quotas[dataset] + int(ranks[position]), size)
+        return dataset, int(_epoch_order(self.seed, dataset, epoch, size)[position_in_epoch])
 
 
 def _quotas(weights: Sequence[float]) -> tuple[int, ...]:
-    """Draws of every dataset in a block, at least one where the weight is positive; they add up to BLOCK."""
+    """Samples of every dataset in a block, at least one for a positive weight; they add up to BLOCK."""
     total = sum(weights)
     exact = [weight / total * BLOCK for weight in weights]
     quotas = [math.floor(share) for share in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda part: quotas[part] - exact[part])
-    for part in by_remainder[: BLOCK - sum(quotas)]:
-        quotas[part] += 1
-    for part in [part for part, weight in enumerate(weights) if weight > 0 and not quotas[part]]:
-        quotas[part] = 1
+    by_remainder = sorted(range(len(exact)), key=lambda index: quotas[index] - exact[index])
+    for index in by_remainder[: BLOCK - sum(quotas)]:
+        quotas[index] += 1
+    for index in [index for index, weight in enumerate(weights) if weight > 0 and not quotas[index]]:
+        quotas[index] = 1
         quotas[quotas.index(max(quotas))] -= 1
     return tuple(quotas)
 
 
-# The caches of the two functions below save time; they hold no state, the functions are pure.
+# The two functions below are pure; their caches only save time.
 
 
 @functools.lru_cache(maxsize=4)
-def _schedule(seed: int, block: int, quotas: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """For every place of a block: whose turn it is, and how often it was its turn earlier in the block."""
-    deck = np.repeat(np.arange(len(quotas)), quotas)
-    choices = deck[_shuffled(f"{seed}/block/{block}", len(deck))]
-    ranks = np.empty(len(deck), dtype=np.int64)
-    for part, quota in enumerate(quotas):
-        ranks[choices == part] = np.arange(quota)
+def _block_schedule(seed: int, block: int, quotas: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """For every position of a block: the dataset, and how many samples of it come earlier in the block."""
+    unshuffled = np.repeat(np.arange(len(quotas)), quotas)
+    choices = unshuffled[_permutation(f"{seed}/block/{block}", len(unshuffled))]
+    ranks = np.empty(len(choices), dtype=np.int64)
+    for index, quota in enumerate(quotas):
+        ranks[choices == index] = np.arange(quota)
     return choices, ranks
 
 
 @functools.lru_cache(maxsize=256)
-def _order(seed: int, part: int, epoch: int, size: int) -> np.ndarray:
-    """The order of one dataset's samples in one epoch."""
-    return _shuffled(f"{seed}/part/{part}/epoch/{epoch}", size)
+def _epoch_order(seed: int, dataset: int, epoch: int, size: int) -> np.ndarray:
+    return _permutation(f"{seed}/part/{dataset}/epoch/{epoch}", size)
 
 
-def _shuffled(key: str, size: int) -> np.ndarray:
-    """A permutation that depends on the key alone.
+def _permutation(key: str, size: int) -> np.ndarray:
+    """A permutation that depends on the key alone, whatever the version of NumPy.
 
     Sorts the raw output of a counter-based generator: NumPy promises to keep that stream, but not the one of
     `Generator.permutation`.

@@ -1,4 +1,4 @@
-"""One sample to learn from: a conversation with its pictures, checked where it enters."""
+"""One sample: a conversation with references to its images, validated when it is made."""
 
 import io
 import logging
@@ -17,7 +17,7 @@ from model.text_tokenizer import EOS, IMAGE, IMAGE_END, IMAGE_GEN, IMAGE_PAD, IM
 
 logger = logging.getLogger(__name__)
 
-# What files call the three speakers; LLaVA and ShareGPT say human and gpt.
+# Roles as files name them -> ours; LLaVA and ShareGPT write human and gpt.
 ROLES = {
     "system": "system",
     "human": "user",
@@ -25,13 +25,14 @@ ROLES = {
     "gpt": "assistant",
     "assistant": "assistant",
 }
-RESERVED = (EOS, PAD, IMAGE_START, IMAGE_END, IMAGE_PAD)
-# What a user must mend; any other OSError is a file system that will be back, such as NFS.
-_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-# Waits between attempts to read.
+RESERVED_TOKENS = (EOS, PAD, IMAGE_START, IMAGE_END, IMAGE_PAD)
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# Faults that the user must fix. Any other OSError is a file system, such as NFS, that fails for a moment.
+_MISSING_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+# Waits before the second, third and fourth attempt to read an image.
 RETRY_SECONDS = (0.5, 2.0, 8.0)
-# What Pillow raises for bytes that are no picture, or only half of one.
-_BROKEN = (
+# What Pillow raises for bytes that are no image, or only part of one.
+_DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -46,7 +47,7 @@ _BROKEN = (
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn; `content` has `<image>` and `<image_gen>` where pictures stand."""
+    """One turn of a conversation; `<image>` and `<image_gen>` in `content` stand for images."""
 
     role: str
     content: str
@@ -54,48 +55,54 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A picture that is read when opened: a whole file, or `length` bytes of it from `offset` on."""
+    """Reference to an encoded image: a whole file, or `length` bytes of it from `offset` on."""
 
     path: Path
     offset: int = 0
     length: int = -1
 
     def read(self) -> bytes:
-        """The bytes as they lie there. OSError when they do not."""
+        """The encoded image. Raises OSError."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.length)
 
     def open(self) -> Image.Image:
-        """The picture, upright, RGB, transparent places white, as the service reads pictures too.
+        """The decoded image: upright, RGB, on white where it is transparent; the service decodes alike.
 
-        Raises UserError that names the picture when it is missing or broken, and OSError when the file system
+        Raises UserError that names the file when it is missing or broken, and OSError when the file system
         fails several times in a row.
         """
         content = self._read_with_retries()
         try:
             with Image.open(io.BytesIO(content)) as image:
-                return _flat(ImageOps.exif_transpose(image))
-        except _BROKEN as error:
+                return _rgb_on_white(ImageOps.exif_transpose(image))
+        except _DECODE_ERRORS as error:
             raise UserError(f"broken image {self.path}: {error}") from None
 
     def _read_with_retries(self) -> bytes:
         for wait in RETRY_SECONDS:
             try:
-                return self._read_or_refuse()
+                return self._read_once()
             except OSError as error:
                 logger.warning("%s cannot be read, trying again in %g s: %s", self.path, wait, error)
                 time.sleep(wait)
-        return self._read_or_refuse()
+        return self._read_once()
 
-    def _read_or_refuse(self) -> bytes:
+    def _read_once(self) -> bytes:
+        """The encoded image. UserError for a file that is not there, which no second attempt would fix."""
         try:
             return self.read()
-        except _NOT_THERE as error:
+        except _MISSING_ERRORS as error:
             raise UserError(f"missing image {self.path}: {error.strerror}") from None
 
 
-def _flat(image: Image.Image) -> Image.Image:
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its name; hidden files are not."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _rgb_on_white(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
@@ -104,13 +111,16 @@ def _flat(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A conversation and its pictures, in the order of their placeholders.
+    """A conversation and its images, in the order of their placeholders.
 
-    A conversation that ends with the user's turn is a prompt: nothing to learn from, something to answer.
+    A conversation that ends with the user's turn is a prompt, for evaluation.
 
     Args:
-        source: The name of the dataset it comes from.
-        meta: What the record says beside its conversation, such as the facts that an answer is judged by.
+        source: The name of its dataset.
+        meta: Other facts of the record, such as those that an answer is judged by.
+
+    Raises:
+        UserError: an empty turn, roles out of turn, a reserved token, or a wrong number of images.
     """
 
     id: str
@@ -126,11 +136,11 @@ class Sample:
             _check_turn(message, f"turn {index}")
         _check_order([message.role for message in self.messages])
         text = "".join(message.content for message in self.messages)
-        if (wanted := text.count(IMAGE) + text.count(IMAGE_GEN)) != len(self.images):
-            raise UserError(f"{len(self.images)} images for {wanted} placeholders")
+        if (expected := text.count(IMAGE) + text.count(IMAGE_GEN)) != len(self.images):
+            raise UserError(f"{len(self.images)} images for {expected} placeholders")
 
     def conversation(self) -> list[dict[str, str]]:
-        """The messages as the processor takes them."""
+        """The messages as dictionaries of `role` and `content`, which the processor takes."""
         return [{"role": message.role, "content": message.content} for message in self.messages]
 
 
@@ -141,23 +151,13 @@ def _check_turn(message: Message, where: str) -> None:
         raise UserError(f"{where}: content must be text, got {type(message.content).__name__}")
     if not message.content.strip():
         raise UserError(f"{where} is empty")
-    if word := next((word for word in RESERVED if word in message.content), None):
-        raise UserError(f"{where} holds the reserved word {word!r}")
+    if token := next((token for token in RESERVED_TOKENS if token in message.content), None):
+        raise UserError(f"{where} holds the reserved word {token!r}")
     if not message.content.isascii() and any("\ud800" <= letter <= "\udfff" for letter in message.content):
         raise UserError(f"{where} holds half a character")
 
 
 def _check_order(roles: Sequence[str]) -> None:
-    spoken = list(roles[1:] if roles[0] == "system" else roles)
-    if not spoken or spoken != [("user", "assistant")[index % 2] for index in range(len(spoken))]:
+    turns = list(roles[1:] if roles[0] == "system" else roles)
+    if not turns or turns != [("user", "assistant")[index % 2] for index in range(len(turns))]:
         raise UserError(f"user and assistant must take turns, the user first; got {', '.join(roles)}")
-
-
-def message_of(turn: Any, role_key: str, content_key: str, index: int) -> Message:
-    """A turn of a record as a message. ValueError says what is wrong with it."""
-    if not isinstance(turn, dict):
-        raise UserError(f"turn {index} must be an object, got {type(turn).__name__}")
-    if missing := {role_key, content_key} - turn.keys():
-        raise UserError(f"turn {index} lacks {sorted(missing)}")
-    role = turn[role_key]
-    return Message(ROLES.get(role, role) if isinstance(role, str) else repr(role), turn[content_key])

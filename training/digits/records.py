@@ -1,7 +1,7 @@
-"""Conversations about scenes as records of published layouts, with the pictures that they name.
+"""Conversations about scenes as records of LLaVA's and ShareGPT's layouts, with the images that they name.
 
-Pairs of digit and colour kept for testing appear in no training record, neither as pictures nor in words;
-pairs kept for tuning appear in validation records only.
+Held-out pairs of digit and colour appear in no training record, neither in images nor in words; those of the
+validation split appear there and in the test split, those of the test split there alone.
 """
 
 import copy
@@ -12,23 +12,22 @@ import numpy as np
 
 from training.digits import instructions
 from training.digits.instructions import POPE_SETTINGS, Turn
-from training.digits.scene_renderer import SceneRenderer
-from training.digits.scenes import BACKGROUNDS, COLORS, TUNING_PAIRS, UNSEEN_PAIRS, Scene
-from training.params import PrepareParams
+from training.digits.scene_sampler import SceneSampler
+from training.digits.scenes import BACKGROUNDS, COLORS, NO_SCAN, TEST_PAIRS, VALIDATION_PAIRS, Scene
 
-# Questions about one scene, and how often is-there-a-digit is put among the five other kinds to choose from.
-# Comparing what is asked for with what is there is learned late, from too few such questions never, and from
-# many about one scene by luck: the earlier ones name what it does not have.
-TURNS, EXISTS = 4, 2
-TEXT_TURNS, TEXT_EXISTS, TEXT_SAYS = 2, 8, 1
+# Turns of a conversation, and how often yes-or-no questions are among the families that these are drawn from.
+# To compare a question with an image is learned late, and not at all from too few such questions. Many about
+# one scene teach little, as earlier answers give later ones away.
+NUM_TURNS, NUM_EXISTS = 4, 2
+NUM_TEXT_TURNS, NUM_TEXT_EXISTS, NUM_TEXT_ONLY_REQUESTS = 2, 8, 1
 DRAWING_SHARES = {"draw": 0.5, "draw_and_describe": 0.3, "draw_two": 0.1, "recolor": 0.1}
 
 Record = dict[str, Any]
-# A record, and the content of every picture file that nobody wrote before.
-Records = Iterator[tuple[Record, dict[str, bytes]]]
+# A record and its image files, {name: PNG}; files that came with an earlier record are not repeated.
+RecordWithImages = tuple[Record, dict[str, bytes]]
 
 
-def _llava(identity: str, image: str, turns: list[Turn], meta: Record) -> Record:
+def _llava_record(identity: str, image: str, turns: list[Turn], meta: Record) -> Record:
     values = [text for turn in turns for text in (turn.question, turn.answer)]
     values[0] = "<image>\n" + values[0]
     conversations = [
@@ -37,7 +36,7 @@ def _llava(identity: str, image: str, turns: list[Turn], meta: Record) -> Record
     return {"id": identity, "image": image, "conversations": conversations, "meta": meta}
 
 
-def _sharegpt(identity: str, turns: list[Turn], images: list[str], meta: Record) -> Record:
+def _sharegpt_record(identity: str, turns: list[Turn], images: list[str], meta: Record) -> Record:
     messages = [
         message
         for turn in turns
@@ -50,96 +49,109 @@ def _sharegpt(identity: str, turns: list[Turn], images: list[str], meta: Record)
 
 
 def _meta(turn: Turn, scene: Scene) -> Record:
-    return {"family": turn.family, **vars(scene), "unseen": scene.pair in UNSEEN_PAIRS | TUNING_PAIRS}
+    return {"family": turn.family, **vars(scene), "unseen": scene.pair in TEST_PAIRS | VALIDATION_PAIRS}
 
 
-def understanding(renderer: SceneRenderer, params: PrepareParams) -> Records:
-    """Pictures with several questions each, LLaVA's way."""
-    for index in range(params.understanding):
-        rng = renderer.rng("understanding", index)
-        scene = renderer.scene(rng)
+def understanding_records(sampler: SceneSampler, count: int) -> Iterator[RecordWithImages]:
+    """Images with several questions each, in LLaVA's layout."""
+    for index in range(count):
+        rng = sampler.rng("understanding", index)
+        scene = sampler.sample_scene(rng)
         name = f"images/train-{index:05d}.png"
-        turns = renderer.turns(scene, rng, TURNS, EXISTS)
-        yield _llava(f"train-{index:05d}", name, turns, dict(vars(scene))), {name: renderer.png(scene, rng)}
+        turns = sampler.sample_turns(scene, rng, NUM_TURNS, NUM_EXISTS)
+        record = _llava_record(f"train-{index:05d}", name, turns, dict(vars(scene)))
+        yield record, {name: sampler.render_png(scene, rng)}
 
 
-def probes(renderer: SceneRenderer) -> Records:
-    """Single questions about every scan of a split: all families, and POPE's yes and no in each setting."""
-    for scan in renderer.members:
-        rng = renderer.rng("probe", int(scan))
-        scene = renderer.scene(rng, int(scan))
+def question_records(sampler: SceneSampler) -> Iterator[RecordWithImages]:
+    """Questions for evaluation, one each record, in LLaVA's layout.
+
+    About every scan of the split: one question of every family, and for each POPE setting one with the answer
+    yes and one with the answer no.
+    """
+    for scan in sampler.scan_indices:
+        rng = sampler.rng("probe", int(scan))
+        scene = sampler.sample_scene(rng, int(scan))
         name = f"images/scan-{int(scan):05d}.png"
-        pictures = {name: renderer.png(scene, rng)}
-        asked = [(instructions.ask(family, scene, rng), {}) for family in instructions.QUESTIONS]
+        images = {name: sampler.render_png(scene, rng)}
+        questions = [
+            (instructions.question_turn(family, scene, rng), {}) for family in instructions.QUESTIONS
+        ]
         for setting in POPE_SETTINGS:
-            absent = renderer.absent_digit(setting, scene, rng)
+            absent = sampler.sample_absent_digit(setting, scene, rng)
             for digit in (scene.digit, absent):
-                asked.append((instructions.ask_digit_exists(digit, scene), {"setting": setting}))
-        for number, (turn, more) in enumerate(asked):
-            record = _llava(f"{int(scan)}-{number}", name, [turn], {**_meta(turn, scene), **more})
-            yield record, pictures
-            pictures = {}
+                questions.append((instructions.digit_exists_turn(digit, scene), {"setting": setting}))
+        for number, (turn, pope) in enumerate(questions):
+            yield _llava_record(f"{int(scan)}-{number}", name, [turn], {**_meta(turn, scene), **pope}), images
+            images = {}
 
 
-def drawings(renderer: SceneRenderer, count: int) -> Records:
-    """Requests to draw, with the pictures that answer them, ShareGPT's way."""
+def drawing_records(sampler: SceneSampler, count: int) -> Iterator[RecordWithImages]:
+    """Drawing requests with the drawings as targets, in ShareGPT's layout."""
     families, shares = list(DRAWING_SHARES), list(DRAWING_SHARES.values())
     for index in range(count):
-        rng = renderer.rng("drawing", index)
+        rng = sampler.rng("drawing", index)
         family = str(rng.choice(families, p=shares))
-        scene = renderer.scene(rng)
-        stem = f"images/train-{index:05d}"
-        turn, scenes = _drawing(renderer, family, scene, rng)
-        names = [f"{stem}-{place}.png" for place in range(len(scenes))]
-        # A digit in other colours is otherwise the same picture: drawn from a copy of the same stream.
-        hands = [copy.deepcopy(rng) if family == "recolor" else rng for _ in scenes]
-        shown = zip(names, scenes, hands, strict=True)
-        pictures = {name: renderer.png(scene, hand) for name, scene, hand in shown}
-        yield _sharegpt(f"train-{index:05d}", [turn], names, _meta(turn, scene)), pictures
+        scene = sampler.sample_scene(rng)
+        turn, scenes = _drawing_turn(sampler, family, scene, rng)
+        names = [f"images/train-{index:05d}-{number}.png" for number in range(len(scenes))]
+        # To be the same digit in other colours, both images are rendered from the same random numbers.
+        image_rngs = [copy.deepcopy(rng) if family == "recolor" else rng for _ in scenes]
+        images = {
+            name: sampler.render_png(shown, image_rng)
+            for name, shown, image_rng in zip(names, scenes, image_rngs, strict=True)
+        }
+        yield _sharegpt_record(f"train-{index:05d}", [turn], names, _meta(turn, scene)), images
 
 
-def _drawing(
-    renderer: SceneRenderer, family: str, scene: Scene, rng: np.random.Generator
+def _drawing_turn(
+    sampler: SceneSampler, family: str, scene: Scene, rng: np.random.Generator
 ) -> tuple[Turn, list[Scene]]:
+    """A turn of one family, and the scenes of its images, those of the input first."""
     if family == "draw":
-        return instructions.draw(scene, rng), [scene]
+        return instructions.draw_turn(scene, rng), [scene]
     if family == "draw_and_describe":
-        return instructions.draw_and_describe(scene, rng), [scene]
+        return instructions.draw_and_describe_turn(scene, rng), [scene]
     if family == "draw_two":
-        second = renderer.scene(rng)
-        return instructions.draw_two(scene, second, rng), [scene, second]
-    return instructions.recolor(scene, rng), [renderer.scene(rng, scene.scan), scene]
+        second = sampler.sample_scene(rng)
+        return instructions.draw_two_turn(scene, second, rng), [scene, second]
+    return instructions.recolor_turn(scene, rng), [sampler.sample_scene(rng, scene.scan), scene]
 
 
-def drawing_prompts(renderer: SceneRenderer, count: int) -> Records:
-    """Prompts to be drawn and judged, every combination in turn, kept pairs as often as chance makes them."""
+def drawing_prompt_records(sampler: SceneSampler, count: int) -> Iterator[RecordWithImages]:
+    """Drawing requests for evaluation, without drawings: all combinations of digit, colour and background.
+
+    They come in a fixed random order, so that the first few hold every digit and their share of held-out
+    pairs, and start again after the last.
+    """
     combinations = [
         (digit, color, background) for digit in range(10) for color in COLORS for background in BACKGROUNDS
     ]
-    combinations = [combination for combination in combinations if combination[:2] in renderer.pairs]
-    # Mixed, so that any number of prompts holds every digit and its share of kept pairs.
-    order = renderer.rng("wishes", 0).permutation(len(combinations))
+    combinations = [combination for combination in combinations if combination[:2] in sampler.pairs]
+    order = sampler.rng("wishes", 0).permutation(len(combinations))
     for index in range(count):
-        rng = renderer.rng("wish", index)
+        rng = sampler.rng("wish", index)
         digit, color, background = combinations[order[index % len(combinations)]]
-        scene = Scene(digit, color, background, -1)
-        # In turn, and the other way round in the next pass: every combination gets both.
-        family = ("draw", "draw_and_describe")[(index + index // len(combinations)) % 2]
-        turn = (
-            instructions.draw(scene, rng) if family == "draw" else instructions.draw_and_describe(scene, rng)
-        )
-        meta = {**_meta(Turn(family, turn.question, turn.answer), scene), "answer": turn.answer}
+        scene = Scene(digit, color, background, NO_SCAN)
+        # Both families in turn, and the other one in the next pass: every combination gets both.
+        is_described = (index + index // len(combinations)) % 2 == 1
+        make_turn = instructions.draw_and_describe_turn if is_described else instructions.draw_turn
+        turn = make_turn(scene, rng)
         message = {"role": "user", "content": turn.question}
+        meta = {**_meta(turn, scene), "answer": turn.answer}
         yield {"id": f"wish-{index:05d}", "messages": [message], "images": [], "meta": meta}, {}
 
 
-def texts(renderer: SceneRenderer, count: int) -> Records:
-    """Questions about a scene told in words, for the language model before it sees anything."""
+def text_records(sampler: SceneSampler, count: int) -> Iterator[RecordWithImages]:
+    """Conversations without images, in ShareGPT's layout: a caption takes the place of the image.
+
+    The language model learns from them what questions ask before it sees an image.
+    """
     for index in range(count):
-        rng = renderer.rng("text", index)
-        scene = renderer.scene(rng)
-        turns = renderer.turns(scene, rng, TEXT_TURNS, TEXT_EXISTS)
-        told = instructions.TEXT_CONTEXT.format(caption=scene.caption)
-        turns[0] = Turn(turns[0].family, f"{told} {turns[0].question}", turns[0].answer)
-        turns += [instructions.say(renderer.pairs, rng) for _ in range(TEXT_SAYS)]
-        yield _sharegpt(f"text-{index:05d}", turns, [], dict(vars(scene))), {}
+        rng = sampler.rng("text", index)
+        scene = sampler.sample_scene(rng)
+        turns = sampler.sample_turns(scene, rng, NUM_TEXT_TURNS, NUM_TEXT_EXISTS)
+        context = instructions.TEXT_CONTEXT.format(caption=scene.caption)
+        turns[0] = Turn(turns[0].family, f"{context} {turns[0].question}", turns[0].answer)
+        turns += [instructions.text_only_turn(sampler.pairs, rng) for _ in range(NUM_TEXT_ONLY_REQUESTS)]
+        yield _sharegpt_record(f"text-{index:05d}", turns, [], dict(vars(scene))), {}

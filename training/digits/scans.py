@@ -1,7 +1,7 @@
-"""The raw data: 1,797 real 8 x 8 scans of handwritten digits in a parquet file that data.dvc names.
+"""Reads the raw data: 1,797 scans of handwritten digits, 8 x 8, in the parquet file that data.dvc tracks.
 
-Source: the UCI optical digits that scikit-learn ships, in its order. Columns: `label`, 0 to 9, and `scan`, 64
-bytes of ink from 0 to 16, row by row.
+Columns: `label`, 0 to 9, and `scan`, 64 bytes of ink from 0 to 16, row by row. Source: the UCI optical digits
+in the order in which scikit-learn ships them.
 """
 
 from pathlib import Path
@@ -18,9 +18,9 @@ SIDE = 8
 
 
 def load_scans(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All scans, (N, 8, 8) with ink 0 to 16, and their labels, (N,).
+    """All scans, (N, 8, 8) with ink from 0 to 16, and their labels, (N,).
 
-    Raises UserError when the file is missing or is not this layout.
+    Raises UserError when the file is missing or has another layout.
     """
     path = data_dir / FILE
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""The pool of scenes that backbones learn from, whole in memory: pixels and attributes from tar shards."""
+"""All scenes of a split in memory, as tensors: pixels and attributes, read from the prepared tar shards."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from training.digits.scenes import BACKGROUNDS, COLORS
 
 @dataclass(frozen=True)
 class ScenePool:
-    """Pixels (S, 3, H, W) as bytes, and the index of digit, colour and background of each, (S,)."""
+    """Scenes as tensors: pixels, uint8, (S, 3, H, W), and indices of digit, colour and background, (S,)."""
 
     pixels: Tensor
     digits: Tensor
@@ -28,21 +28,21 @@ class ScenePool:
     backgrounds: Tensor
 
     def to(self, device: torch.device) -> "ScenePool":
-        """The same pool in the memory of a device."""
+        """The same pool on a device."""
         return ScenePool(
-            *(part.to(device) for part in (self.pixels, self.digits, self.colors, self.backgrounds))
+            *(values.to(device) for values in (self.pixels, self.digits, self.colors, self.backgrounds))
         )
 
     def __len__(self) -> int:
         return len(self.digits)
 
     def pixels_at(self, index_B: Tensor) -> Tensor:
-        """Pixels in [-1, 1], (B, 3, H, W)."""
+        """Pixels of some scenes, in [-1, 1], (B, 3, H, W)."""
         return self.pixels[index_B].float() / 127.5 - 1
 
 
 def read_pool(folder: Path, split: str) -> ScenePool:
-    """All scenes of a split. ValueError when there are none."""
+    """All scenes of a split. UserError when there are none."""
     paths = sorted(folder.glob(f"{split}-*.tar"))
     if not paths:
         raise UserError(f"no shards {split}-*.tar in {folder}; prepare the data with: vargpt data prepare")
@@ -64,13 +64,16 @@ def read_pool(folder: Path, split: str) -> ScenePool:
     )
 
 
-def batch_at(step: int, batch: int, size: int, seed: int) -> Tensor:
-    """Indices of the scenes of one step: each epoch has every scene once, in an order of its own, (B,)."""
-    places = torch.arange(step * batch, (step + 1) * batch)
-    orders = {epoch: _order(epoch, size, seed) for epoch in (places // size).unique().tolist()}
-    return torch.stack([orders[place // size][place % size] for place in places.tolist()])
+def batch_indices(step: int, batch_size: int, dataset_size: int, seed: int) -> Tensor:
+    """Indices of the samples of one step, (B,): each epoch has every sample once, in an order of its own."""
+    numbers = torch.arange(step * batch_size, (step + 1) * batch_size)
+    orders = {
+        epoch: _epoch_order(epoch, dataset_size, seed)
+        for epoch in (numbers // dataset_size).unique().tolist()
+    }
+    return torch.stack([orders[n // dataset_size][n % dataset_size] for n in numbers.tolist()])
 
 
 @lru_cache(maxsize=4)
-def _order(epoch: int, size: int, seed: int) -> Tensor:
+def _epoch_order(epoch: int, size: int, seed: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))

@@ -1,6 +1,12 @@
-"""One stage as processes of this node: launcher, exit codes, and the process that trains.
+"""Starts a stage as one process or a group of processes on this node, and turns its end into an exit code.
 
-`launcher` starts and watches the group, `stage_process` is one member of it; `python -m training.launching`.
+Files:
+    __main__.py        `python -m training.launching STAGE`, for operators and for `vargpt train`
+    launcher.py        starts the training processes through torch's elastic agent, and waits for them
+    rendezvous.py      number of nodes and processes and where they meet, from PET_ variables
+    attempts.py        counts starts without a new checkpoint, up to a limit
+    exit_codes.py      all exit codes, and which one a group of processes ends with
+    stage_process.py   one training process: options in, stage run, exit code out
 
 Door: none, it is started as a process
 May import: stages, backbones, registry

@@ -1,4 +1,4 @@
-"""`python -m training.launching STAGE`: the launcher, which an operator or `vargpt train` starts."""
+"""Entry point of `python -m training.launching STAGE`."""
 
 import sys
 

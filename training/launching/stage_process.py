@@ -1,6 +1,7 @@
-"""Runs one stage in this process: `python -m training.launching.stage_process stage1`.
+"""One training process of a stage: `python -m training.launching.stage_process STAGE`.
 
-Exit codes: 0 done, 2 the user's mistake, 138 a disk or network failed, 143 stopped on a signal after saving.
+Exit codes: 0 done, 2 the user's mistake, 138 a disk or a network failed, 143 stopped by a signal after
+saving, 1 an uncaught exception.
 """
 
 import argparse
@@ -12,17 +13,19 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.launching.exit_codes import CRASHED, DONE, LAUNCHER_PID, PERMANENT, STOPPED
+from training.launching.exit_codes import DONE, PERMANENT_FAILURE, RETRYABLE_FAILURE, STOPPED
 from training.parent_death import die_with_parent
 
 # Not __name__, which is __main__ here.
 logger = logging.getLogger("training.launching.stage_process")
 
 LOCAL_MLFLOW = "sqlite:///mlflow.db"
+# Environment variable with the process id of the launcher, with which its training processes end.
+LAUNCHER_PID = "VARGPT_LAUNCHER_PID"
 
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads what to train and where things lie."""
+    """The stage and the folders of this process."""
     parser = argparse.ArgumentParser(
         prog="python -m training.launching.stage_process", description="Train one stage."
     )
@@ -37,7 +40,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def train(options: argparse.Namespace, stop: threading.Event) -> None:
-    """Runs a stage as the options say."""
+    """Run a stage until it is done or `stop` is set. Raises what `run_stage` and `run_backbones` raise."""
     from training.precision import training_device
 
     # Else DeepSpeed, where it is installed, warns on every start that it has found no GPU.
@@ -53,8 +56,8 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
     disable_progress_bar()
     params = load_params(options.params, options.size)
     pointer = options.data_pointer or options.params.parent / "data.dvc"
-    place = StageFolders(options.stage, options.prepared, options.outputs, pointer)
-    setting = RunContext(
+    folders = StageFolders(options.stage, options.prepared, options.outputs, pointer)
+    context = RunContext(
         tracking_uri=options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", LOCAL_MLFLOW),
         spool=options.outputs.parent / "spool",
         commit=os.environ.get("GIT_COMMIT"),
@@ -63,13 +66,13 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
     if options.stage == "backbones":
         from training.backbones.run import run_backbones
 
-        run_backbones(params, place, setting)
+        run_backbones(params, folders, context)
     else:
-        run_stage(options.stage, params, place, setting)
+        run_stage(options.stage, params, folders, context)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a stage and returns the exit code."""
+    """Run a stage; the exit code, by the exception that ended it."""
     if launcher := os.environ.get(LAUNCHER_PID):
         die_with_parent(int(launcher))
     stop = threading.Event()
@@ -85,10 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train(options, stop)
     except UserError as error:
         logger.error("error: %s", error)
-        return PERMANENT
+        return PERMANENT_FAILURE
     except OSError:
         logger.exception("a disk or a network failed; a later start goes on from the last checkpoint")
-        return CRASHED
+        return RETRYABLE_FAILURE
     except Stopped as stopped:
         logger.info("%s", stopped)
         return STOPPED

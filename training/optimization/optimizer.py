@@ -1,6 +1,6 @@
-"""AdamW over what learns: matrices decay; biases, norms, scales and positions do not.
+"""AdamW with weight decay for matrices, and none for biases, norms, scales and position embeddings.
 
-Source: the recipe of VAR (arXiv:2404.02905), whose list of names without decay this is, in our names.
+Source: the recipe of VAR (arXiv:2404.02905), whose list of parameters without decay this is, in our names.
 """
 
 from collections.abc import Iterable
@@ -11,29 +11,29 @@ from torch import nn
 
 from training.params import OptimizerParams
 
-# Parts of parameter names: position and scale embeddings of the visual decoder.
+# Components of parameter names: position and scale embeddings of the visual decoder.
 NO_DECAY = frozenset({"start_position", "position", "scale_embedding"})
 
 
 def make_adamw(
-    named: Iterable[tuple[str, nn.Parameter]],
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
     lr: float,
     params: OptimizerParams,
-    kind: type[torch.optim.AdamW] = torch.optim.AdamW,
+    optimizer_class: type[torch.optim.AdamW] = torch.optim.AdamW,
 ) -> torch.optim.AdamW:
-    """The optimizer of these parameters; each group keeps its peak rate as `peak`, for the schedule."""
+    """AdamW of these parameters, in two groups; `peak` of a group is `lr`, for the schedule."""
     decaying: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in named:
-        (decaying if decays(name, parameter) else others).append(parameter)
+    not_decaying: list[nn.Parameter] = []
+    for name, parameter in named_parameters:
+        (decaying if decays(name, parameter) else not_decaying).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": decaying, "weight_decay": params.weight_decay, "peak": lr},
-        {"params": others, "weight_decay": 0.0, "peak": lr},
+        {"params": not_decaying, "weight_decay": 0.0, "peak": lr},
     ]
     filled = [group for group in groups if group["params"]]
-    return kind(filled, lr=lr, betas=(params.beta1, params.beta2), fused=True)
+    return optimizer_class(filled, lr=lr, betas=(params.beta1, params.beta2), fused=True)
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay pulls at a parameter."""
+    """Whether a parameter has weight decay."""
     return parameter.squeeze().dim() > 1 and not NO_DECAY.intersection(name.split("."))

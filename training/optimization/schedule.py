@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: linear warm-up, then cosine to a share of the peak."""
+"""Learning-rate schedule: linear warm-up, then cosine decay to a share of the peak."""
 
 import math
 
@@ -8,7 +8,13 @@ from training.params import ScheduleParams
 
 
 def learning_rate(step: int, peak: float, warmup: int, steps: int, end: float) -> float:
-    """Rate for step number `step`, counted from 0; it falls to `end` times the peak."""
+    """Rate of a step, counted from 0.
+
+    Args:
+        warmup: Steps of the linear warm-up.
+        steps: Of the whole training.
+        end: The rate after the last step, as a share of the peak.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(steps - warmup, 1)
@@ -16,7 +22,7 @@ def learning_rate(step: int, peak: float, warmup: int, steps: int, end: float) -
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, params: ScheduleParams) -> float:
-    """Set the rates of step number `step`, every group by its own peak; returns that of `params.lr`."""
+    """Set the rate of every parameter group for a step, from the group's `peak`; the rate for `params.lr`."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, group["peak"], params.warmup, params.steps, params.end)
     return learning_rate(step, params.lr, params.warmup, params.steps, params.end)

@@ -1,4 +1,4 @@
-"""A running average of weights: smoother than the last step, and what is published."""
+"""Exponential moving average (EMA) of the trained weights, which is published in place of the last step's."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -6,11 +6,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+# After t steps the decay is at most (1 + t) / (WARM_UP + t), so that starting weights are soon forgotten.
 WARM_UP = 10
 
 
 class WeightAverage:
-    """Exponential moving average of the learning parameters, with a shorter memory while it is young."""
+    """EMA of parameters, with a smaller decay in the first steps."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
         self.parameters = list(parameters)
@@ -19,25 +20,25 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after step number `step`, counted from 1."""
+        """Add the current parameters, those after step number `step`, counted from 1."""
         decay = min(self.decay, (1 + step) / (WARM_UP + step))
         torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
 
-    def keep(self) -> None:
-        """The averages become the weights."""
-        self._write(self.averages)
+    def copy_to_parameters(self) -> None:
+        """Overwrite the parameters with their averages."""
+        self._set_parameters(self.averages)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The averages stand in for the weights, for as long as the block lasts."""
-        live = [parameter.detach().clone() for parameter in self.parameters]
-        self._write(self.averages)
+    def applied(self) -> Iterator[None]:
+        """Give the parameters their averages within the block, and their own values back after it."""
+        values = [parameter.detach().clone() for parameter in self.parameters]
+        self._set_parameters(self.averages)
         try:
             yield
         finally:
-            self._write(live)
+            self._set_parameters(values)
 
     @torch.no_grad()
-    def _write(self, values: list[Tensor]) -> None:
+    def _set_parameters(self, values: list[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):
             parameter.copy_(value)

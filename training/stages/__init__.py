@@ -1,7 +1,9 @@
-"""The three stages of VARGPT and `joint`: which modules learn, the loop, one run from data to model.
+"""The stages of VARGPT: which modules each of them trains, the training loop, and a run from data to model.
 
-`stage_table` is the table of the paper's figure, `trainer` the loop, `run` joins loop, tracking and
-publishing.
+Files:
+    stage_table.py   the list of what learns in stages 1, 2, 3 and `joint`, and from which stage each starts
+    trainer.py       the training loop: micro-batches, gradient accumulation, checkpoints, stop
+    run.py           one run: data, loop, tracking, publishing
 
 Door:
     run: run_stage

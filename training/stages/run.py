@@ -1,4 +1,4 @@
-"""One stage from start to published model: data, loop, tracking and lineage joined."""
+"""One run of a stage: opens its data, trains, tracks, and publishes the model with its lineage."""
 
 import dataclasses
 import json
@@ -13,15 +13,16 @@ from model.errors import UserError
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
 from training.data.bad_records import BadRecordLog
-from training.data.batches import Batches, open_mixture
-from training.data.content import samples_sha256
+from training.data.batch_loader import BatchLoader
+from training.data.content_hashes import samples_sha256
+from training.data.prepared_data import open_mixture
 from training.digits.instructions import sample_prompts
 from training.errors import Stopped
 from training.params import Params, StageParams
 from training.registry.stage_folders import StageFolders, config_of
 from training.run_context import RunContext
 from training.stages.stage_table import Stage, freeze_for, stage_named
-from training.stages.trainer import StepReport, Trainer, make_accelerator
+from training.stages.trainer import StepMetrics, Trainer, make_accelerator
 from training.tracking.progress import ProgressLine, progress_line
 from training.tracking.sample_sheet import sample_sheet
 from training.tracking.tracker import EXPERIMENT, LOG_EVERY, Tracker, open_tracker
@@ -30,7 +31,12 @@ logger = logging.getLogger(__name__)
 
 
 def run_stage(name: str, params: Params, folders: StageFolders, context: RunContext) -> None:
-    """Train one stage and publish it. UserError for what the user must mend; Stopped after saving."""
+    """Train one stage and publish its model; resumes from the newest checkpoint of the same training.
+
+    Raises:
+        UserError: names what is wrong with data, parameters or the model that the stage starts from.
+        Stopped: `context.should_stop` returned True, and everything so far is saved.
+    """
     stage, stage_params = stage_named(name), getattr(params, name)
     bad_records = BadRecordLog()
     mixture = open_mixture(folders.prepared, stage_params.mixture, params.seed, bad_records)
@@ -38,39 +44,40 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
     model, processor = folders.load(stage.starts_from)
     content = samples_sha256(mixture.datasets)
     identity = folders.identity(params, folders.start_sha256(stage.starts_from), content)
-    # All that a user can cause has been said; from here on processes depend on each other.
+    # Most of the user's mistakes are found before this line, after which processes wait for each other.
     accelerator = make_accelerator(params.precision)
     _refuse_impossible(name, stage_params, model, accelerator.num_processes)
     model.to(accelerator.device)
+    loader = BatchLoader(
+        mixture,
+        processor,
+        model.config.image_tokenizer_config,
+        stage_params,
+        params.seed,
+        bad_records,
+        params.prepare.bad_record_share,
+    )
     trainer = Trainer(
         accelerator,
         model,
         freeze_for(model, stage),
-        Batches(
-            mixture,
-            processor,
-            model.config.image_tokenizer_config,
-            stage_params,
-            params.seed,
-            bad_records,
-            params.prepare.bad_record_share,
-        ),
+        loader,
         stage_params,
         params.optimizer,
         params.seed,
-        folders.folder / identity,
-        context.should_stop,
+        checkpoint_dir=folders.folder / identity,
+        should_stop=context.should_stop,
     )
     run = StageRun(stage, params, folders, context, accelerator, trainer, model, processor)
     if accelerator.is_main_process:
         bad_records.save(folders.folder / "bad_records.json")
-    run.train()
+    run.train_and_publish()
 
 
 def _refuse_impossible(
     name: str, params: StageParams, model: VargptForConditionalGeneration, num_processes: int
 ) -> None:
-    """Raise UserError for what every process sees alike, before any of them waits for another."""
+    """Raise UserError for parameters that cannot work; all processes do, so that none waits for another."""
     if params.batch < num_processes:
         raise UserError(f"{name}.batch {params.batch} gives {num_processes} processes no sample each")
     if params.max_tokens > (context := model.config.text_config.max_position_embeddings):
@@ -78,7 +85,7 @@ def _refuse_impossible(
 
 
 class StageRun:
-    """A stage while it runs: its tracker, and how long it has learned over all attempts."""
+    """One attempt to train a stage, and what all attempts share: MLflow run and training time."""
 
     def __init__(
         self,
@@ -99,16 +106,16 @@ class StageRun:
         self.began, self.seconds_before, self.run_id = time.monotonic(), 0.0, ""
         self.lineage = folders.lineage(params, context.commit)
 
-    def train(self) -> None:
-        """Go on from the newest checkpoint to the end, and publish."""
-        self._name_other_checkpoints()
-        first, beside = self.trainer.resume()
-        self.seconds_before = beside.get("seconds", 0.0)
-        self._start_run(beside)
+    def train_and_publish(self) -> None:
+        """Train from the newest checkpoint to the end, publish the model and delete the checkpoints."""
+        self._warn_of_other_checkpoints()
+        first, metadata = self.trainer.resume()
+        self.seconds_before = metadata.get("seconds", 0.0)
+        self._start_tracking(metadata.get("run"))
         status = "FAILED"
         try:
             with progress_line(self.stage.name, first, self._steps, self.accelerator.is_main_process) as line:
-                self.trainer.run(first, lambda report: self._on_step(report, line), self._beside)
+                self.trainer.run(first, lambda metrics: self._on_step(metrics, line), self._metadata)
             self._publish()
             status = "FINISHED"
         except Stopped:
@@ -117,14 +124,14 @@ class StageRun:
         finally:
             self.tracker.finish(status)
         if self.accelerator.is_main_process:
-            self._point()
+            self._finish()
         self.accelerator.wait_for_everyone()
 
-    def _name_other_checkpoints(self) -> None:
-        """Whoever changed a parameter by mistake must see that the run begins anew."""
+    def _warn_of_other_checkpoints(self) -> None:
+        """Log checkpoints of other parameters, for users who changed one by mistake."""
         if self.accelerator.is_main_process:
             others = {path.parent for path in self.folders.folder.glob("*/step_*")} - {
-                self.trainer.checkpoints
+                self.trainer.checkpoint_dir
             }
             for folder in sorted(others):
                 logger.warning("%s is of other parameters, data or start: not continued", folder)
@@ -133,64 +140,66 @@ class StageRun:
     def _steps(self) -> int:
         return self.trainer.params.steps
 
-    def _start_run(self, beside: dict[str, Any]) -> None:
-        """One run over all attempts: its name lies in a file from the first attempt on."""
-        note = self.folders.folder / f"{self.trainer.checkpoints.name}.run.json"
-        known = json.loads(note.read_text())["run"] if note.is_file() else None
+    def _start_tracking(self, run_of_checkpoint: str | None) -> None:
+        """Start an MLflow run, or continue the one of an earlier attempt, whose id is in a file."""
+        run_file = self.folders.folder / f"{self.trainer.checkpoint_dir.name}.run.json"
+        run_of_file = json.loads(run_file.read_text())["run"] if run_file.is_file() else None
         config = config_of(self.params, self.stage.name)
         self.run_id = self.tracker.start(
-            self.stage.name, config, self.lineage.tags(), beside.get("run") or known
+            self.stage.name, config, self.lineage.tags(), run_of_checkpoint or run_of_file
         )
         if self.accelerator.is_main_process:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps({"run": self.run_id}))
+            run_file.parent.mkdir(parents=True, exist_ok=True)
+            run_file.write_text(json.dumps({"run": self.run_id}))
         self.tracker.dataset("digits", self.lineage.data_md5, str(self.folders.data_pointer.with_suffix("")))
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.began
 
-    def _beside(self) -> dict[str, Any]:
+    def _metadata(self) -> dict[str, Any]:
         return {"run": self.run_id, "seconds": self._seconds()}
 
-    def _on_step(self, report: StepReport, line: ProgressLine) -> None:
-        line.show(report.step + 1, {k: v for k, v in report.losses.items() if k in ("text", "image")})
-        done, params = report.step + 1, self.trainer.params
-        if done % LOG_EVERY == 0 or done == self._steps:
+    def _on_step(self, metrics: StepMetrics, line: ProgressLine) -> None:
+        num_done, params = metrics.step + 1, self.trainer.params
+        line.show(num_done, {k: v for k, v in metrics.losses.items() if k in ("text", "image")})
+        if num_done % LOG_EVERY == 0 or num_done == self._steps:
             rates = {
-                "learning_rate": report.learning_rate,
-                "gradient_norm": report.gradient_norm,
-                "steps_per_second": done / max(self._seconds(), 1e-9),
-                "tokens_per_step": report.num_tokens,
-                "skipped_steps": report.num_skipped,
+                "learning_rate": metrics.learning_rate,
+                "gradient_norm": metrics.gradient_norm,
+                "steps_per_second": num_done / max(self._seconds(), 1e-9),
+                "tokens_per_step": metrics.num_tokens,
+                "skipped_steps": metrics.num_skipped,
             }
-            losses = {f"loss/{name}": value for name, value in report.losses.items()}
-            self.tracker.log(done, **rates, **losses)
-        if params.image_weight and done % params.checkpoint_every == 0 and self.accelerator.is_main_process:
-            with self.trainer.average.in_place():
-                self.tracker.image(
-                    done, "samples", sample_sheet(self.model, self.processor, sample_prompts())
-                )
+            losses = {f"loss/{name}": value for name, value in metrics.losses.items()}
+            self.tracker.log(num_done, **rates, **losses)
+        is_main = self.accelerator.is_main_process
+        if params.image_weight and num_done % params.checkpoint_every == 0 and is_main:
+            with self.trainer.average.applied():
+                self._track_samples(num_done)
+
+    def _track_samples(self, num_steps: int) -> None:
+        """Draw the fixed prompts and log the images."""
+        self.tracker.image(num_steps, "samples", sample_sheet(self.model, self.processor, sample_prompts()))
 
     def _publish(self) -> None:
-        self.trainer.average.keep()
+        """Write the model with averaged weights to the stage's folder, on the main process."""
+        self.trainer.average.copy_to_parameters()
         if not self.accelerator.is_main_process:
             return
         if self.trainer.params.image_weight:
-            self.tracker.image(
-                self._steps, "samples", sample_sheet(self.model, self.processor, sample_prompts())
-            )
-        facts = dataclasses.asdict(self.lineage)
-        self.weights = self.folders.publish(self.model, self.processor, {**facts, "run_id": self._known_id()})
-        self.tracker.tag(**{"vargpt.weights_sha256": self.weights})
+            self._track_samples(self._steps)
+        lineage = dataclasses.asdict(self.lineage) | {"run_id": self._tracked_run_id()}
+        self.weights_sha256 = self.folders.publish(self.model, self.processor, lineage)
+        self.tracker.tag(**{"vargpt.weights_sha256": self.weights_sha256})
 
-    def _known_id(self) -> str:
-        """MLflow's own id of the run, or ours where MLflow was out of reach."""
+    def _tracked_run_id(self) -> str:
+        """MLflow's id of the run, or ours where MLflow was out of reach."""
         return self.tracker.mlflow_run_id or self.run_id
 
-    def _point(self) -> None:
-        """The pointer says that the stage is done; its checkpoints have served."""
-        self.folders.point(self.weights, self._known_id(), self._seconds())
-        for stale in self.folders.folder.glob("*.run.json"):
-            shutil.rmtree(stale.with_name(stale.name.removesuffix(".run.json")), ignore_errors=True)
-            stale.unlink()
+    def _finish(self) -> None:
+        """Write the pointer that says that the stage is done, then delete all of its checkpoints."""
+        self.folders.point(self.weights_sha256, self._tracked_run_id(), self._seconds())
+        for run_file in self.folders.folder.glob("*.run.json"):
+            shutil.rmtree(run_file.with_name(run_file.name.removesuffix(".run.json")), ignore_errors=True)
+            run_file.unlink()
         logger.info("%s is done: %s", self.stage.name, self.folders.model_dir)

@@ -1,4 +1,4 @@
-"""What learns in which stage, as data: everything else is frozen.
+"""Table of the stages: which modules each of them trains; all others are frozen.
 
 Source: the figure of arXiv:2501.12327. The released code of stage 2 freezes the understanding projector; the
 figure trains it, and so do we.
@@ -15,7 +15,12 @@ GENERATION_PROJECTORS = ("generation_input_projector", "generation_output_projec
 
 @dataclass(frozen=True)
 class Stage:
-    """`trains` are paths of modules; `starts_from` is the stage whose weights it continues."""
+    """One training stage.
+
+    Args:
+        trains: Paths of the modules that learn.
+        starts_from: The stage whose weights it starts from.
+    """
 
     name: str
     trains: tuple[str, ...]
@@ -26,7 +31,7 @@ STAGES = {
     "stage1": Stage("stage1", (*GENERATION_PROJECTORS, "visual_decoder.start_embedding"), "backbones"),
     "stage2": Stage("stage2", ("language_model", "understanding_projector"), "stage1"),
     "stage3": Stage("stage3", (*GENERATION_PROJECTORS, "visual_decoder"), "stage2"),
-    # What the paper's freezing costs: all that speaks and draws learns together.
+    # Not in the paper, to measure what its freezing costs: all but the vision tower and the image tokenizer.
     "joint": Stage(
         "joint",
         ("language_model", "understanding_projector", *GENERATION_PROJECTORS, "visual_decoder"),
@@ -36,14 +41,14 @@ STAGES = {
 
 
 def stage_named(name: str) -> Stage:
-    """The stage of this name. ValueError lists the names there are."""
+    """The stage of this name. UserError lists the names there are."""
     if name not in STAGES:
         raise UserError(f"stage must be one of {list(STAGES)}, got {name!r}")
     return STAGES[name]
 
 
 def freeze_for(model: nn.Module, stage: Stage) -> list[nn.Parameter]:
-    """Freeze everything, then let the stage's modules learn; what learns, in a fixed order."""
+    """Freeze all but the stage's modules, in place; the trainable parameters, in the model's order."""
     model.requires_grad_(False).eval()
     for path in stage.trains:
         model.get_submodule(path).requires_grad_(True).train()

@@ -1,8 +1,8 @@
-"""The training loop of every stage, on one process or many: pure in the step, so any stop can be continued.
+"""Training loop of every stage, on one process or many; a stopped run resumes at the step where it was.
 
-Losses are divided by the real token counts of all processes together, so the same samples give the same
-gradient however many processes share a step. Drop path, the one random layer (off in `tiny`), draws its
-numbers by process: with it, another number of processes drops other branches.
+Losses are divided by the token counts of all processes together, so the same samples give the same gradient
+whatever the number of processes. The exception is drop path, the one random layer (off in `tiny`), whose
+random numbers differ by process.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from model.losses import IGNORED
 from model.modeling import VargptForConditionalGeneration
 from training.checkpoints import store
 from training.checkpoints.state_trees import flatten_state, unflatten_state
-from training.data.batches import Batches
+from training.data.batch_loader import BatchLoader
 from training.errors import Stopped
-from training.optimization.gradient_guard import GradientGuard
+from training.optimization.non_finite_gradients import NonFiniteGradientSkipper
 from training.optimization.optimizer import make_adamw
 from training.optimization.schedule import set_learning_rates
 from training.optimization.weight_average import WeightAverage
@@ -35,17 +35,17 @@ from training.tiny.muon import make_tiny_optimizer
 
 logger = logging.getLogger(__name__)
 
-# A peer that went away is noticed after this long; a checkpoint of a large model takes less.
+# A peer that is gone is noticed after this long; it must exceed the time that a checkpoint takes.
 COLLECTIVE_TIMEOUT_SECONDS = 120
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """Processes as torchrun or an operator started them; on the CPU where there is no GPU."""
+    """Accelerate's view of the processes that torchrun or an operator started; on GPUs if there are any."""
     return Accelerator(
         cpu=training_device().type == "cpu",
         mixed_precision=precision,
         kwargs_handlers=[
-            # A step without pictures leaves some projector without a gradient.
+            # A step without images leaves some projector without a gradient.
             DistributedDataParallelKwargs(find_unused_parameters=True),
             InitProcessGroupKwargs(timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_SECONDS)),
         ],
@@ -53,7 +53,7 @@ def make_accelerator(precision: str) -> Accelerator:
 
 
 class StageLoss(nn.Module):
-    """A batch in, sums of cross-entropy out: of words, then of each scale, (1 + scales,)."""
+    """Cross-entropy of a batch in nats, summed over text tokens and over each image scale, (1 + scales,)."""
 
     def __init__(self, model: VargptForConditionalGeneration, softness: float) -> None:
         super().__init__()
@@ -64,23 +64,28 @@ class StageLoss(nn.Module):
         joined = torch.cat([sums.text.reshape(1), sums.image_by_scale])
         if joined.requires_grad:
             return joined
-        # Nothing here reaches what learns, such as words alone in stage 3: gradients are zero, not missing,
-        # so that processes still agree on what they exchange.
+        # No trainable parameter was used, as for text alone in stage 3. Gradients are zero, not missing, so
+        # that all processes exchange the same ones.
         return joined + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
 
 
 def token_counts(batch: dict[str, Tensor], scales: tuple[int, ...]) -> Tensor:
-    """How many words a batch asks for, and how many image tokens of each scale, (1 + scales,)."""
-    words = (batch["labels"][:, 1:] != IGNORED).sum()
-    drawn = len(batch["generation_pixel_values"])
-    return torch.tensor([float(words), *(float(drawn * side * side) for side in scales)])
+    """Target tokens of a batch: of text, then of each image scale, (1 + scales,)."""
+    num_text = (batch["labels"][:, 1:] != IGNORED).sum()
+    num_images = len(batch["generation_pixel_values"])
+    return torch.tensor([float(num_text), *(float(num_images * side * side) for side in scales)])
 
 
 @dataclass(frozen=True)
-class StepReport:
-    """What one step showed: losses in nats per token, rate, and the words and image tokens learned from.
+class StepMetrics:
+    """Metrics of one training step over all processes.
 
-    `num_skipped` counts the steps of this run so far that changed nothing as their gradient was not finite.
+    Args:
+        step: Counted from 0.
+        losses: Mean cross-entropy in nats per token, of text, image and each image scale that there was.
+        gradient_norm: Before clipping.
+        num_tokens: Target tokens of text and images.
+        num_skipped: Steps of this run so far that were skipped, as their gradient was not finite.
     """
 
     step: int
@@ -92,147 +97,156 @@ class StepReport:
 
 
 class Trainer:
-    """Optimizer, average and data of one stage.
+    """Trains one stage: loss, optimizer, weight average and checkpoints.
 
     Args:
-        learning: The parameters that learn, in a fixed order.
-        should_stop: Asked at every step by every process; one that says yes stops all.
+        trainable: The parameters that learn, in a fixed order.
+        checkpoint_dir: Folder of this run's checkpoints.
+        should_stop: Called before every step on every process; one that returns True stops all.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
         model: VargptForConditionalGeneration,
-        learning: list[nn.Parameter],
-        batches: Batches,
+        trainable: list[nn.Parameter],
+        loader: BatchLoader,
         params: StageParams,
         optimizer_params: OptimizerParams,
         seed: int,
-        checkpoints: Path,
+        checkpoint_dir: Path,
         should_stop: Callable[[], bool],
     ) -> None:
-        self.accelerator, self.params, self.batches, self.seed = accelerator, params, batches, seed
-        self.learning, self.checkpoints, self.should_stop = learning, checkpoints, should_stop
+        self.accelerator, self.params, self.loader, self.seed = accelerator, params, loader, seed
+        self.trainable, self.checkpoint_dir, self.should_stop = trainable, checkpoint_dir, should_stop
         self.clip_norm = optimizer_params.clip_norm
         optimizer = _make_optimizer(model, params, optimizer_params)
         self.loss, self.optimizer = accelerator.prepare(StageLoss(model, params.softness), optimizer)
         self.language_model, self.scales = model.language_model, model.config.scales
-        self.average = WeightAverage(learning, params.ema)
-        self.guard = GradientGuard(params.max_skipped)
+        self.average = WeightAverage(trainable, params.ema)
+        self.skipper = NonFiniteGradientSkipper(params.max_skipped)
 
     def resume(self) -> tuple[int, dict[str, Any]]:
-        """Go on from the newest intact checkpoint: steps done, and what was kept beside; (0, {}) for none."""
-        chosen = [store.newest_step(self.checkpoints) if self.accelerator.is_main_process else None]
+        """Load the newest intact checkpoint: its number of steps and its metadata, (0, {}) without one."""
+        chosen = [store.newest_step(self.checkpoint_dir) if self.accelerator.is_main_process else None]
         [step] = broadcast_object_list(chosen)
         if step is None:
             return 0, {}
-        tensors, state = store.load_step(self.checkpoints, step)
-        trees = unflatten_state(tensors, state["trees"])
+        tensors, state = store.load_step(self.checkpoint_dir, step)
+        tree = unflatten_state(tensors, state["tree"])
         with torch.no_grad():
-            for parameter, value in zip(self.learning, trees["weights"], strict=True):
+            for parameter, value in zip(self.trainable, tree["weights"], strict=True):
                 parameter.copy_(value)
-            for average, value in zip(self.average.averages, trees["averages"], strict=True):
+            for average, value in zip(self.average.averages, tree["averages"], strict=True):
                 average.copy_(value)
-        self.optimizer.load_state_dict(trees["optimizer"])
-        return step, state["beside"]
+        self.optimizer.load_state_dict(tree["optimizer"])
+        return step, state["metadata"]
 
-    def save(self, step: int, beside: dict[str, Any]) -> bool:
-        """Commit everything that `resume` needs; whether the disk has taken it.
+    def save(self, step: int, metadata: dict[str, Any]) -> bool:
+        """Write a checkpoint after `step` steps, with metadata for JSON. False when the disk did not take it.
 
         Raises NonFiniteError when a weight is not finite.
         """
         has_failed = False
         if self.accelerator.is_main_process:
-            trees = {
-                "weights": [parameter.detach() for parameter in self.learning],
+            state = {
+                "weights": [parameter.detach() for parameter in self.trainable],
                 "averages": self.average.averages,
                 "optimizer": self.optimizer.state_dict(),
             }
-            tensors, tree = flatten_state(trees, "state")
+            tensors, tree = flatten_state(state, "state")
             try:
-                store.save_step(self.checkpoints, step, tensors, {"trees": tree, "beside": beside})
+                store.save_step(self.checkpoint_dir, step, tensors, {"tree": tree, "metadata": metadata})
             except store.SaveError as error:
                 logger.warning("%s", error)
                 has_failed = True
-        return not self._on_any(has_failed)
+        return not self._on_any_process(has_failed)
 
-    def run(self, first: int, on_step: Callable[[StepReport], None], beside: Callable[[], dict]) -> None:
-        """Learn from step `first` to the end, saving on the way.
+    def run(
+        self, first: int, on_step: Callable[[StepMetrics], None], metadata: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Train from step `first` to the end, with a checkpoint every `params.checkpoint_every` steps.
 
-        A full disk costs a checkpoint on the way, not the training.
+        A checkpoint that the disk does not take is logged; training continues.
+
+        Args:
+            metadata: Returns what is saved with a checkpoint.
 
         Raises:
-            Stopped: asked to stop, and saved.
-            SaveError: asked to stop, and what was learned since the last checkpoint could not be saved.
+            Stopped: `should_stop` returned True, and everything so far is saved.
+            SaveError: the same, but it could not be saved.
         """
         with eager_attention(self.language_model, self.accelerator.mixed_precision):
             for step in range(first, self.params.steps):
-                if self._on_any(self.should_stop()):
-                    if step > first and not self.save(step, beside()):
+                if self._on_any_process(self.should_stop()):
+                    if step > first and not self.save(step, metadata()):
                         raise store.SaveError(f"stopped after {step} steps, which could not be saved")
                     raise Stopped(f"stopped after {step} of {self.params.steps} steps")
-                on_step(self._learn(step))
+                on_step(self._train_step(step))
                 if (step + 1) % self.params.checkpoint_every == 0 and step + 1 < self.params.steps:
-                    self.save(step + 1, beside())
+                    self.save(step + 1, metadata())
 
-    def _on_any(self, claim: bool) -> bool:
-        """Whether it is so on any process; all processes must ask together."""
-        return bool(self._over_all(torch.tensor(float(claim))) > 0)
-
-    def _learn(self, step: int) -> StepReport:
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+    def _train_step(self, step: int) -> StepMetrics:
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         rate = set_learning_rates(self.optimizer, step, self.params)
-        torch.manual_seed((self.seed * 1_000_003 + step) * world + rank)
-        parts = self.batches.at(step, rank, world)
-        totals = self._over_all(sum(token_counts(part, self.scales) for part in parts))
+        torch.manual_seed((self.seed * 1_000_003 + step) * world_size + rank)
+        batches = self.loader.micro_batches(step, rank, world_size)
+        counts = self._sum_over_processes(sum(token_counts(batch, self.scales) for batch in batches))
         self.optimizer.zero_grad()
-        shown = torch.stack([self._add_gradients(part, totals, part is parts[-1]) for part in parts]).sum(0)
-        norm = float(self.accelerator.clip_grad_norm_(self.learning, self.clip_norm))
-        # Where nothing is asked for, momentum and decay alone must not move weights.
-        if self._weigh(totals) > 0 and self.guard.allows(step, norm, lambda: self.batches.names_at(step)):
+        sums = torch.stack(
+            [self._accumulate_gradients(batch, counts, batch is batches[-1]) for batch in batches]
+        ).sum(0)
+        norm = float(self.accelerator.clip_grad_norm_(self.trainable, self.clip_norm))
+        # In a step without target tokens, momentum and weight decay alone must not move weights.
+        if self._weighted_count(counts) > 0 and not self.skipper.should_skip(
+            step, norm, lambda: self.loader.record_names(step)
+        ):
             self.optimizer.step()
             self.average.update(step + 1)
-        losses = _named(self._over_all(shown), totals)
-        return StepReport(step, rate, losses, norm, int(totals.sum()), self.guard.num_skipped)
+        losses = _mean_losses(self._sum_over_processes(sums), counts)
+        return StepMetrics(step, rate, losses, norm, int(counts.sum()), self.skipper.num_skipped)
 
-    def _add_gradients(self, part: dict[str, Tensor], totals: Tensor, is_last: bool) -> Tensor:
-        """Sums of one micro-batch, whose gradients processes exchange after the last one only."""
-        part = {name: value.to(self.accelerator.device) for name, value in part.items()}
+    def _accumulate_gradients(self, batch: dict[str, Tensor], counts: Tensor, is_last: bool) -> Tensor:
+        """Backward pass of one micro-batch, all-reduced after the last one only. Returns its loss sums."""
+        batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
         with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.loss):
-            sums = self.loss(part)
-            # Processes' gradients are averaged, so their number is put back.
-            self.accelerator.backward(self._loss(sums, totals) * self.accelerator.num_processes)
+            sums = self.loss(batch)
+            # DDP averages over processes; the counts are of all of them, so the sum is needed.
+            self.accelerator.backward(self._weighted_loss(sums, counts) * self.accelerator.num_processes)
         return sums.detach()
 
-    def _over_all(self, values: Tensor) -> Tensor:
-        """The sum over all processes."""
+    def _weighted_loss(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """This micro-batch's share of the loss of the step."""
+        text = sums[0] / counts[0].clamp(min=1)
+        image = sums[1:].sum() / counts[1:].sum().clamp(min=1)
+        return self.params.text_weight * text + self.params.image_weight * image
+
+    def _weighted_count(self, counts: Tensor) -> float:
+        """Target tokens, weighted as their losses are; 0 when there is nothing to learn from."""
+        num_text, num_image = float(counts[0]), float(counts[1:].sum())
+        return self.params.text_weight * num_text + self.params.image_weight * num_image
+
+    def _on_any_process(self, flag: bool) -> bool:
+        """Whether the flag is set on any process; all of them must call it."""
+        return bool(self._sum_over_processes(torch.tensor(float(flag))) > 0)
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
         values = values.to(self.accelerator.device)
         return values if self.accelerator.num_processes == 1 else self.accelerator.reduce(values)
 
-    def _loss(self, sums: Tensor, totals: Tensor) -> Tensor:
-        """The share of this micro-batch in the loss of the whole step."""
-        text = sums[0] / totals[0].clamp(min=1)
-        image = sums[1:].sum() / totals[1:].sum().clamp(min=1)
-        return self.params.text_weight * text + self.params.image_weight * image
-
-    def _weigh(self, totals: Tensor) -> float:
-        """How much a step asks for: words and image tokens by the weight of their loss."""
-        words, drawn = float(totals[0]), float(totals[1:].sum())
-        return self.params.text_weight * words + self.params.image_weight * drawn
-
 
 def _make_optimizer(
-    model: nn.Module, params: StageParams, optimizer: OptimizerParams
+    model: nn.Module, params: StageParams, optimizer_params: OptimizerParams
 ) -> torch.optim.Optimizer:
     if params.muon_lr:
-        return make_tiny_optimizer([model], params, optimizer)
-    learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return make_adamw(learning, params.lr, optimizer)
+        return make_tiny_optimizer([model], params, optimizer_params)
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return make_adamw(trainable, params.lr, optimizer_params)
 
 
-def _named(sums: Tensor, totals: Tensor) -> dict[str, float]:
-    """Losses per part and per scale, of the parts that were there."""
-    named = {"text": (sums[0], totals[0]), "image": (sums[1:].sum(), totals[1:].sum())}
-    for scale, pair in enumerate(zip(sums[1:], totals[1:], strict=True)):
-        named[f"image_scale_{scale + 1}"] = pair
-    return {name: float(total / count) for name, (total, count) in named.items() if count > 0}
+def _mean_losses(sums: Tensor, counts: Tensor) -> dict[str, float]:
+    """Mean losses of text, image and each image scale, where there were target tokens."""
+    by_name = {"text": (sums[0], counts[0]), "image": (sums[1:].sum(), counts[1:].sum())}
+    for scale, pair in enumerate(zip(sums[1:], counts[1:], strict=True)):
+        by_name[f"image_scale_{scale + 1}"] = pair
+    return {name: float(total / count) for name, (total, count) in by_name.items() if count > 0}

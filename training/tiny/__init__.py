@@ -1,9 +1,14 @@
-"""What only exists to make `tiny` train in minutes on a CPU; no 7b recipe comes here.
+"""What makes `tiny` train in minutes on a CPU; the 7b recipes use nothing of this room.
 
-Muon for matrices, and generation projectors that begin as identities. Its kernels are model/cpu_kernels.py.
+Files:
+    muon.py             Muon for weight matrices: fewer steps than AdamW
+    projector_init.py   generation projectors that begin as identity maps: a short stage 1
+
+Elsewhere for the same purpose: model/cpu_kernels.py (faster kernels), training/precision.py (bfloat16 where
+the processor multiplies it), training/backbones/workers.py (two processes of one thread each).
 
 Door:
     muon: make_tiny_optimizer
-    projector_start: initialize_projectors
+    projector_init: initialize_projectors
 May import: optimization
 """

@@ -111,7 +111,7 @@ def test_three_published_sources_become_one_model(llava, published, preset, tmp_
     assert model.config.null_prompt == processor.null_prompt()
 
 
-def test_pyramids_open_with_the_classes_of_the_decoder(llava, published, preset, tmp_path):
+def test_the_start_embedding_is_made_of_the_classes_of_the_decoder(llava, published, preset, tmp_path):
     out = import_weights(llava, *published, tmp_path / "out", preset, torch.float32)
 
     decoder = load_model(out)[0].visual_decoder
@@ -121,7 +121,9 @@ def test_pyramids_open_with_the_classes_of_the_decoder(llava, published, preset,
     torch.testing.assert_close(rows[decoder.config.image_start], classes[:-1].mean(0), atol=1e-3, rtol=0)
 
 
-def test_new_projectors_begin_the_same_every_time(llava, published, preset, tmp_path):
+def test_generation_projectors_start_from_the_same_random_weights_every_time(
+    llava, published, preset, tmp_path
+):
     first, second = (
         load_model(import_weights(llava, *published, tmp_path / name, preset))[0].state_dict()
         for name in ("first", "second")
@@ -147,7 +149,7 @@ def test_a_released_vargpt_needs_nothing_else(preset, tmp_path):
         import_weights(folder, tmp_path / "var.pth", None, tmp_path / "again", preset)
 
 
-def test_newer_names_of_llava_mean_the_same(llava, published, preset, tmp_path):
+def test_llava_is_read_under_its_newer_key_names_too(llava, published, preset, tmp_path):
     for path in llava.glob("*.safetensors"):
         renamed = {
             name.replace("language_model.lm_head.", "lm_head.")
@@ -164,7 +166,7 @@ def test_newer_names_of_llava_mean_the_same(llava, published, preset, tmp_path):
     assert torch.equal(model.language_model.lm_head.weight, head)
 
 
-def spoil(path, key, tensor):
+def replace_tensor(path, key, tensor):
     """Change one tensor of a `.pth` or safetensors file; None removes it."""
     read, write = (torch.load, torch.save) if path.suffix == ".pth" else (load_file, save_file)
     weights = read(path)
@@ -173,7 +175,7 @@ def spoil(path, key, tensor):
 
 
 @pytest.mark.parametrize(
-    ("file", "key", "tensor", "said"),
+    ("file", "key", "tensor", "message"),
     [
         (
             "var_d30.pth",
@@ -213,15 +215,15 @@ def spoil(path, key, tensor):
         ),
     ],
 )
-def test_what_does_not_fit_is_named_by_key_and_file(
-    llava, published, preset, tmp_path, file, key, tensor, said
+def test_a_weight_that_does_not_fit_is_named_by_key_and_file(
+    llava, published, preset, tmp_path, file, key, tensor, message
 ):
     if file.startswith("llava"):
         for path in llava.glob("*.safetensors"):
-            spoil(path, key, None)
-    spoil(tmp_path / file, key, tensor)
+            replace_tensor(path, key, None)
+    replace_tensor(tmp_path / file, key, tensor)
 
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         import_weights(llava, *published, tmp_path / "out", preset)
 
     assert not (tmp_path / "out").exists()

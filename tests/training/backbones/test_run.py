@@ -1,18 +1,16 @@
-"""Laws of making all backbones at once: any kill can be continued bit by bit, and errors reach the parent."""
+"""Laws of training all backbones: resumed after any kill bit by bit, errors of workers reach the parent."""
 
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.training.scene_shards import write_scene_shard
 from training.backbones.build import make_backbones
 from training.errors import Stopped
 from training.params import load_params
@@ -27,11 +25,11 @@ if __name__ == "__main__":
     from tests.training.backbones.test_run import small_params
     from training.backbones.build import make_backbones
 
-    def say_nothing(part, step, losses):
+    def ignore(backbone, step, losses):
         pass
 
     model, processor = make_backbones(
-        small_params(), Path(sys.argv[1]), Path(sys.argv[2]), say_nothing, checkpoint_every=2
+        small_params(), Path(sys.argv[1]), Path(sys.argv[2]), ignore, checkpoint_every=2
     )
     digest = hashlib.sha256(processor.tokenizer.backend_tokenizer.to_str().encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -43,28 +41,17 @@ if __name__ == "__main__":
 def small_params():
     params = load_params(ROOT / "params.yaml", "smoke")
     small = {
-        name: part.model_copy(update={"steps": 8, "batch": 8, "warmup": 1}) for name, part in params.backbones
+        name: section.model_copy(update={"steps": 8, "batch": 8, "warmup": 1})
+        for name, section in params.backbones
     }
     return params.model_copy(update={"backbones": params.backbones.model_copy(update=small)})
-
-
-def write_scenes(path, count):
-    rng = np.random.default_rng(0)
-    with tarfile.open(path, "w") as tar:
-        for index in range(count):
-            buffer = io.BytesIO()
-            Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(buffer, "PNG")
-            facts = {"digit": index % 10, "color": "red", "background": "gray"}
-            for suffix, content in (("png", buffer.getvalue()), ("json", json.dumps(facts).encode())):
-                entry = tarfile.TarInfo(f"{index:06d}.{suffix}")
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
 
 
 def write_prepared(folder, num_scenes=24):
     (folder / "scenes").mkdir(parents=True)
     for split in ("train", "drawn"):
-        write_scenes(folder / "scenes" / f"{split}-00000.tar", num_scenes)
+        noise = np.random.default_rng(0).integers(0, 255, (num_scenes, 32, 32, 3), np.uint8)
+        write_scene_shard(folder / "scenes" / f"{split}-00000.tar", noise)
     for kind in ("text", "understanding", "drawing"):
         turns = [
             {"role": "user", "content": f"What is a {kind}?"},
@@ -82,6 +69,7 @@ def prepared(tmp_path):
 
 
 def start(tmp_path, prepared, folder):
+    """Start a process that makes backbones and prints a hash of the model."""
     script = tmp_path / "make.py"
     script.write_text(SCRIPT.format(root=str(ROOT)))
     command = [sys.executable, str(script), str(prepared), str(folder)]
@@ -98,48 +86,48 @@ def is_gone(pid):
     return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
-def ignore(part, step, losses):
+def ignore(backbone, step, losses):
     pass
 
 
 @pytest.mark.slow
 def test_backbones_killed_twice_end_with_the_same_bits(tmp_path, prepared, wait_until):
-    whole, _ = start(tmp_path, prepared, tmp_path / "whole").communicate()
-    folder = tmp_path / "pieces"
+    undisturbed, _ = start(tmp_path, prepared, tmp_path / "undisturbed").communicate()
+    folder = tmp_path / "killed"
 
-    for part in ("tokenizer", "decoder"):
+    for backbone in ("tokenizer", "decoder"):
         process = start(tmp_path, prepared, folder)
-        wait_until((folder / "parts" / part / "step_2").exists, seconds=240)
+        wait_until((folder / "parts" / backbone / "step_2").exists, seconds=240)
         children = children_of(process)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         wait_until(lambda children=children: all(is_gone(child) for child in children))
 
-    again, _ = start(tmp_path, prepared, folder).communicate()
-    assert whole.strip()
-    assert again == whole
+    resumed, _ = start(tmp_path, prepared, folder).communicate()
+    assert undisturbed.strip()
+    assert resumed == undisturbed
 
 
 @pytest.mark.slow
-def test_a_stop_is_obeyed_after_saving(tmp_path, prepared):
-    seen = []
+def test_a_stop_is_raised_after_saving(tmp_path, prepared):
+    steps = []
 
-    with pytest.raises(Stopped, match=r"stopped after \d of 8 steps|ended without a word"):
+    with pytest.raises(Stopped, match=r"stopped after \d of 8 steps|died with exit code"):
         make_backbones(
             small_params(),
             prepared,
             tmp_path / "out",
-            lambda part, step, losses: seen.append((part, step)),
-            should_stop=lambda: bool(seen),
+            lambda backbone, step, losses: steps.append((backbone, step)),
+            should_stop=lambda: bool(steps),
             checkpoint_every=100,
         )
 
-    stopped = {part for part, _ in seen}
-    assert any(list((tmp_path / "out" / "parts" / part).glob("step_*")) for part in stopped)
+    stopped = {backbone for backbone, _ in steps}
+    assert any(list((tmp_path / "out" / "parts" / backbone).glob("step_*")) for backbone in stopped)
 
 
 @pytest.mark.slow
-def test_what_is_wrong_in_one_process_is_said_by_the_parent(tmp_path, prepared):
+def test_a_user_error_in_a_worker_is_raised_by_the_parent(tmp_path, prepared):
     (prepared / "scenes" / "train-00000.tar").unlink()
 
     with pytest.raises(ValueError, match=r"no shards train-\*\.tar in"):

@@ -1,4 +1,4 @@
-"""Laws of state trees: nested state survives tensor files and JSON exactly, or is named."""
+"""Laws of state trees: tensor files and JSON preserve a nested state exactly, or the value is named."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 from training.checkpoints.state_trees import flatten_state, unflatten_state
 
 
-def test_any_nested_state_survives_json_exactly():
+def test_json_preserves_any_nested_state_exactly():
     random = torch.random.get_rng_state()
     tree = {
         "a": (1, [2.5e-17, None, True]),
@@ -30,7 +30,7 @@ def test_any_nested_state_survives_json_exactly():
     assert back == tree and type(back["a"]) is tuple and list(back) == list(tree)
 
 
-def test_what_neither_a_tensor_file_nor_json_can_hold_is_named():
+def test_a_value_that_neither_a_tensor_file_nor_json_preserves_is_named():
     with pytest.raises(ValueError, match=r"optimizer\.hooks\.0 is a function"):
         flatten_state({"hooks": [lambda: None]}, "optimizer")
     with pytest.raises(ValueError, match=r"no tensor 'optimizer\.state\.0'"):

@@ -1,4 +1,4 @@
-"""Laws of the checkpoints to resume from: all or nothing, damage is seen, the one before is used."""
+"""Laws of the checkpoint store: saving is atomic, damage is detected, and the step before is used."""
 
 import logging
 import os
@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from training.checkpoints import store
 from training.checkpoints.state_trees import flatten_state, unflatten_state
 from training.checkpoints.store import SaveError, load_latest, load_step, newest_step, save_step
 
@@ -24,7 +26,7 @@ def tensors_of(step: int) -> dict[str, torch.Tensor]:
     return {"weight": torch.randn(7, 5, generator=generator), "step": torch.tensor(step)}
 
 
-def save(folder: Path, *steps: int, keep: int = 3) -> None:
+def save_steps(folder: Path, *steps: int, keep: int = 3) -> None:
     for step in steps:
         save_step(folder, step, tensors_of(step), {"cursor": step * 8, "rate": 0.1 + 0.2}, keep=keep)
 
@@ -47,7 +49,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 def test_the_newest_step_comes_back_bit_for_bit(tmp_path):
-    save(tmp_path, 9, 10)
+    save_steps(tmp_path, 9, 10)
 
     assert_is_step(load_latest(tmp_path), 10)
 
@@ -58,27 +60,27 @@ def test_an_absent_or_empty_folder_has_no_step(tmp_path):
 
 
 def test_only_the_newest_are_kept(tmp_path):
-    save(tmp_path, 10, 20, 30, 100, keep=2)
+    save_steps(tmp_path, 10, 20, 30, 100, keep=2)
 
     assert names(tmp_path) == ["step_100", "step_30"]
 
 
 def test_the_step_just_saved_is_kept_even_beside_higher_ones(tmp_path):
-    save(tmp_path, 50, 60, 5, keep=1)
+    save_steps(tmp_path, 50, 60, 5, keep=1)
 
     assert names(tmp_path) == ["step_5"]
 
 
 def test_a_step_saved_twice_holds_what_was_saved_last(tmp_path):
     save_step(tmp_path, 4, {"weight": torch.zeros(2)}, {})
-    save(tmp_path, 4)
+    save_steps(tmp_path, 4)
 
     assert_is_step(load_latest(tmp_path), 4)
     assert names(tmp_path) == ["step_4"]
 
 
 def test_a_replacement_that_was_cut_between_its_two_renames_loses_nothing(tmp_path):
-    save(tmp_path, 3, 4)
+    save_steps(tmp_path, 3, 4)
     (tmp_path / "step_4").rename(tmp_path / "step_4.old")
 
     assert_is_step(load_latest(tmp_path), 4)
@@ -87,7 +89,7 @@ def test_a_replacement_that_was_cut_between_its_two_renames_loses_nothing(tmp_pa
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json", "COMPLETE"])
 @pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink, lambda path: os.truncate(path, 3)])
 def test_damage_to_any_file_is_named_and_the_step_before_is_used(tmp_path, caplog, name, damage):
-    save(tmp_path, 1, 2)
+    save_steps(tmp_path, 1, 2)
     damage(tmp_path / "step_2" / name)
 
     with caplog.at_level(logging.WARNING):
@@ -99,8 +101,8 @@ def test_damage_to_any_file_is_named_and_the_step_before_is_used(tmp_path, caplo
     assert name in caplog.text or "manifest" in caplog.text
 
 
-def test_every_single_flipped_bit_is_seen(tmp_path):
-    save(tmp_path, 1)
+def test_every_single_flipped_bit_is_detected(tmp_path):
+    save_steps(tmp_path, 1)
     for path in sorted((tmp_path / "step_1").iterdir()):
         intact = path.read_bytes()
         for position in range(0, len(intact), 41):
@@ -112,8 +114,8 @@ def test_every_single_flipped_bit_is_seen(tmp_path):
     assert_is_step(load_latest(tmp_path), 1)
 
 
-def test_a_file_that_nobody_listed_makes_a_step_untrusted(tmp_path):
-    save(tmp_path, 1, 2)
+def test_a_file_that_the_manifest_does_not_list_makes_a_step_damaged(tmp_path):
+    save_steps(tmp_path, 1, 2)
     (tmp_path / "step_2" / "model.safetensors").write_bytes(b"not ours")
 
     assert_is_step(load_latest(tmp_path), 1)
@@ -121,7 +123,7 @@ def test_a_file_that_nobody_listed_makes_a_step_untrusted(tmp_path):
 
 def test_a_second_damaged_copy_of_a_step_does_not_hide_the_first(tmp_path):
     for _ in range(2):
-        save(tmp_path, 1, 2)
+        save_steps(tmp_path, 1, 2)
         flip_a_bit(tmp_path / "step_2" / "state.json")
         newest_step(tmp_path)
 
@@ -129,16 +131,16 @@ def test_a_second_damaged_copy_of_a_step_does_not_hide_the_first(tmp_path):
 
 
 def test_damaged_steps_are_removed_once_newer_ones_have_taken_over(tmp_path):
-    save(tmp_path, 1, 2)
+    save_steps(tmp_path, 1, 2)
     flip_a_bit(tmp_path / "step_2" / "state.json")
     newest_step(tmp_path)
-    save(tmp_path, 3, 4, keep=2)
+    save_steps(tmp_path, 3, 4, keep=2)
 
     assert names(tmp_path) == ["step_3", "step_4"]
 
 
-def test_a_half_written_step_is_set_aside_and_named(tmp_path, caplog):
-    save(tmp_path, 1)
+def test_a_half_written_step_is_renamed_and_logged(tmp_path, caplog):
+    save_steps(tmp_path, 1)
     (tmp_path / "step_2.tmp").mkdir()
     (tmp_path / "step_2.tmp" / "tensors.safetensors").write_bytes(b"half")
 
@@ -151,6 +153,7 @@ def test_a_half_written_step_is_set_aside_and_named(tmp_path, caplog):
 WRITER = """
 import sys, torch
 from pathlib import Path
+from types import SimpleNamespace
 from training.checkpoints.store import save_step
 sys.path.insert(0, "tests")
 for step in range(1, 10_000):
@@ -188,7 +191,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", disk], check=True)
 
 
-def test_a_full_disk_is_told_and_leaves_the_step_before(small_disk):
+def test_a_full_disk_is_a_save_error_and_leaves_the_step_before(small_disk):
     big = torch.ones(450_000)
     save_step(small_disk, 1, {"big": big}, {"step": 1})
 
@@ -199,20 +202,18 @@ def test_a_full_disk_is_told_and_leaves_the_step_before(small_disk):
     assert load_latest(small_disk)[0] == 1
 
 
-def test_a_disk_that_fills_up_while_writing_leaves_the_step_before(small_disk):
+def test_a_disk_that_fills_up_while_writing_leaves_the_step_before(small_disk, monkeypatch):
     save_step(small_disk, 1, {"small": torch.ones(10)}, {})
-
-    def fill(folder: Path) -> None:
-        (folder / "part").write_bytes(bytes(4 << 20))
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))
 
     with pytest.raises(SaveError, match="No space left"):
-        save_step(small_disk, 2, {"small": torch.ones(10)}, {}, write_parts=fill)
+        save_step(small_disk, 2, {"big": torch.ones(1 << 20)}, {})
 
     assert names(small_disk) == ["step_1"]
 
 
-def test_a_file_size_limit_is_told_like_a_full_disk(tmp_path):
-    save(tmp_path, 1)
+def test_a_file_size_limit_is_a_save_error_like_a_full_disk(tmp_path):
+    save_steps(tmp_path, 1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
@@ -251,7 +252,7 @@ def test_tied_and_strided_tensors_come_back_with_their_values(tmp_path):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tied.items())
 
 
-def learner(amsgrad: bool = False) -> tuple[nn.Module, torch.optim.AdamW]:
+def net_and_adamw(amsgrad: bool = False) -> tuple[nn.Module, torch.optim.AdamW]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2).to(torch.bfloat16))
     groups = [
@@ -261,28 +262,28 @@ def learner(amsgrad: bool = False) -> tuple[nn.Module, torch.optim.AdamW]:
     return net, torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), amsgrad=amsgrad)
 
 
-def take_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def train_one_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     net[1](net[0](torch.ones(5, 3)).to(torch.bfloat16)).float().square().sum().backward()
     optimizer.step()
     optimizer.zero_grad()
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_an_optimizer_goes_on_from_disk_as_if_never_stopped(tmp_path, amsgrad):
-    net, optimizer = learner(amsgrad)
-    take_step(net, optimizer)
+def test_an_optimizer_resumed_from_disk_takes_the_same_steps(tmp_path, amsgrad):
+    net, optimizer = net_and_adamw(amsgrad)
+    train_one_step(net, optimizer)
     tensors, tree = flatten_state(optimizer.state_dict(), "optimizer")
     save_step(
         tmp_path, 1, tensors | {f"net.{k}": v for k, v in net.state_dict().items()}, {"optimizer": tree}
     )
     _, loaded, state = load_latest(tmp_path)
-    other, other_optimizer = learner(amsgrad)
+    other, other_optimizer = net_and_adamw(amsgrad)
     other.load_state_dict({k: loaded[f"net.{k}"] for k in net.state_dict()})
     other_optimizer.load_state_dict(unflatten_state(loaded, state["optimizer"]))
 
     for _ in range(3):
-        take_step(net, optimizer)
-        take_step(other, other_optimizer)
+        train_one_step(net, optimizer)
+        train_one_step(other, other_optimizer)
 
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
     assert str(optimizer.state_dict()) == str(other_optimizer.state_dict())

@@ -1,14 +1,22 @@
-"""Laws of the readers: all layouts give the same samples; every bad record is named, counted and left out."""
+"""Laws of JSON readers and of the log of bad records: every bad record is named, counted and left out."""
 
 import json
 
 import pytest
 
-from tests.training.data.parts import ASKED, RED, pixel, png, read, write_json, write_tar
+from tests.training.data.dataset_files import (
+    QUESTION,
+    RED,
+    color_of,
+    open_with_log,
+    png,
+    write_json,
+    write_tar,
+)
 from training.data.bad_records import BadRecordLog, TooManyBadRecords
 from training.data.samples import Message
 
-DRAWN = [
+DRAWING = [
     {"role": "user", "content": "Draw <image> anew."},
     {"role": "assistant", "content": "Here: <image_gen>"},
 ]
@@ -26,45 +34,50 @@ def pictures(tmp_path):
 @pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
 def test_llava_records_become_samples(pictures, name):
     records = [
-        {"id": 7, "image": "a.png", "conversations": ASKED, "meta": {"digit": 7}},
+        {"id": 7, "image": "a.png", "conversations": QUESTION, "meta": {"digit": 7}},
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
     ]
 
-    (seen, spoken), bad_records = read(write_json(pictures, records, name))
+    (with_image, without_image), bad_records = open_with_log(write_json(pictures, records, name))
 
-    assert seen.messages == (Message("user", "<image>\nWhich?"), Message("assistant", "Seven."))
-    assert (seen.id, seen.source, seen.meta, pixel(seen.images[0])) == ("7", "set", {"digit": 7}, RED)
-    assert (spoken.id, spoken.images, bad_records.records) == ("set/1", (), [])
+    assert with_image.messages == (Message("user", "<image>\nWhich?"), Message("assistant", "Seven."))
+    assert (with_image.id, with_image.source, with_image.meta, color_of(with_image.images[0])) == (
+        "7",
+        "set",
+        {"digit": 7},
+        RED,
+    )
+    assert (without_image.id, without_image.images, bad_records.records) == ("set/1", (), [])
 
 
-def test_sharegpt_images_stand_in_the_order_of_their_placeholders(pictures):
-    record = {"id": "x", "messages": DRAWN, "images": ["a.png", "b.png"], "meta": {"unseen": True}}
+def test_sharegpt_images_are_in_the_order_of_their_placeholders(pictures):
+    record = {"id": "x", "messages": DRAWING, "images": ["a.png", "b.png"], "meta": {"unseen": True}}
 
-    (sample,), _ = read(write_json(pictures, [record]))
+    (sample,), _ = open_with_log(write_json(pictures, [record]))
 
-    assert [pixel(image) for image in sample.images] == [RED, (1, 2, 3)]
+    assert [color_of(image) for image in sample.images] == [RED, (1, 2, 3)]
     assert sample.meta == {"unseen": True}
-    assert sample.conversation() == DRAWN
+    assert sample.conversation() == DRAWING
 
 
 def test_a_prompt_without_an_answer_is_a_sample(pictures):
     record = {"messages": [{"role": "user", "content": "Draw."}], "images": []}
 
-    assert len(read(write_json(pictures, [record]))[0]) == 1
+    assert len(open_with_log(write_json(pictures, [record]))[0]) == 1
 
 
 def test_relative_images_start_at_the_image_root(pictures):
     (pictures / "lists").mkdir()
-    path = write_json(pictures / "lists", [{"image": "a.png", "conversations": ASKED}])
+    path = write_json(pictures / "lists", [{"image": "a.png", "conversations": QUESTION}])
 
-    assert len(read(path, pictures)[0]) == 1
-    assert "missing image" in read(path)[1].records[0].reason
+    assert len(open_with_log(path, pictures)[0]) == 1
+    assert "missing image" in open_with_log(path)[1].records[0].reason
 
 
 def test_a_leading_answer_is_left_out_as_llava_does(pictures):
-    turns = [{"from": "gpt", "value": "Welcome."}, *ASKED]
+    turns = [{"from": "gpt", "value": "Welcome."}, *QUESTION]
 
-    (sample,), _ = read(write_json(pictures, [{"image": "a.png", "conversations": turns}]))
+    (sample,), _ = open_with_log(write_json(pictures, [{"image": "a.png", "conversations": turns}]))
 
     assert [message.role for message in sample.messages] == ["user", "assistant"]
 
@@ -76,14 +89,14 @@ def turns_of(*pairs):
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"image": "gone.png", "conversations": ASKED}, "missing image .*gone.png"),
-        ({"image": "half.png", "conversations": ASKED}, "broken image .*half.png"),
-        ({"image": "text.png", "conversations": ASKED}, "broken image .*text.png"),
-        ({"image": ".", "conversations": ASKED}, "missing image .*Is a directory"),
-        ({"image": 7, "conversations": ASKED}, "image must name files, got 7"),
-        ({"conversations": ASKED}, "0 images for 1 placeholders"),
-        ({"image": ["a.png", "b.png"], "conversations": ASKED}, "2 images for 1 placeholders"),
-        ({"messages": DRAWN, "images": ["a.png"]}, "1 images for 2 placeholders"),
+        ({"image": "gone.png", "conversations": QUESTION}, "missing image .*gone.png"),
+        ({"image": "half.png", "conversations": QUESTION}, "broken image .*half.png"),
+        ({"image": "text.png", "conversations": QUESTION}, "broken image .*text.png"),
+        ({"image": ".", "conversations": QUESTION}, "missing image .*Is a directory"),
+        ({"image": 7, "conversations": QUESTION}, "image must name files, got 7"),
+        ({"conversations": QUESTION}, "0 images for 1 placeholders"),
+        ({"image": ["a.png", "b.png"], "conversations": QUESTION}, "2 images for 1 placeholders"),
+        ({"messages": DRAWING, "images": ["a.png"]}, "1 images for 2 placeholders"),
         (turns_of(("user", "Hi"), ("assistant", " \n")), "turn 1 is empty"),
         (turns_of(("user", "Hi"), ("robot", "Ho")), "unknown role 'robot'"),
         (turns_of(("user", "Hi"), (None, "Ho")), "unknown role 'None'"),
@@ -103,10 +116,10 @@ def turns_of(*pairs):
     ],
 )
 def test_a_bad_record_is_listed_and_its_neighbours_are_kept(pictures, record, reason):
-    good = {"image": "a.png", "conversations": ASKED}
+    good = {"image": "a.png", "conversations": QUESTION}
     path = write_json(pictures, [good, record, good])
 
-    samples, bad_records = read(path)
+    samples, bad_records = open_with_log(path)
 
     (bad_record,) = bad_records.records
     assert len(samples) == 2
@@ -119,7 +132,7 @@ def test_a_line_that_is_no_json_is_one_bad_record(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_bytes(b'{"messages": [{"role": "user", "content": "Hi"}]}\n\n{"mess\n\xff\n')
 
-    samples, bad_records = read(path)
+    samples, bad_records = open_with_log(path)
 
     assert len(samples) == 1
     assert [bad_record.index for bad_record in bad_records.records] == [2, 3]
@@ -128,17 +141,17 @@ def test_a_line_that_is_no_json_is_one_bad_record(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"), [("[{", "not JSON"), ('{"a": 1}', "list of records"), ("[]", "no records")]
 )
-def test_a_file_that_is_damaged_as_a_whole_is_named(tmp_path, content, message):
+def test_a_file_without_readable_records_is_named(tmp_path, content, message):
     path = tmp_path / "train.json"
     path.write_text(content)
 
     with pytest.raises(ValueError, match=rf"train.json.*{message}"):
-        read(path)
+        open_with_log(path)
 
 
-def test_pictures_are_not_decoded_unless_asked(pictures):
-    (sample,), bad_records = read(
-        write_json(pictures, [{"image": "half.png", "conversations": ASKED}]), verify_images=False
+def test_images_are_not_decoded_where_verification_is_off(pictures):
+    (sample,), bad_records = open_with_log(
+        write_json(pictures, [{"image": "half.png", "conversations": QUESTION}]), verify_images=False
     )
 
     assert not bad_records.records
@@ -161,13 +174,13 @@ def test_pictures_are_not_decoded_unless_asked(pictures):
 )
 def test_a_path_that_is_no_dataset_is_named(tmp_path, make, message):
     with pytest.raises(ValueError, match=message):
-        read(make(tmp_path))
+        open_with_log(make(tmp_path))
 
 
 def test_a_share_of_bad_records_stops_the_run_dataset_by_dataset():
     bad_records = BadRecordLog()
-    bad_records.good("large", 10_000)
-    bad_records.good("small", 97)
+    bad_records.add_good("large", 10_000)
+    bad_records.add_good("small", 97)
     for index in range(3):
         bad_records.add("small", "b.json", index, "turn 1 is empty")
 
@@ -177,9 +190,9 @@ def test_a_share_of_bad_records_stops_the_run_dataset_by_dataset():
         bad_records.check(0.02)
 
 
-def test_every_fault_is_saved(tmp_path):
+def test_every_bad_record_is_saved(tmp_path):
     bad_records = BadRecordLog()
-    bad_records.good("set", 3)
+    bad_records.add_good("set", 3)
     bad_records.add("set", "a.json", 2, "no turns")
 
     bad_records.save(tmp_path / "deep" / "bad_records.json")

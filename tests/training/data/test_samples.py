@@ -1,4 +1,4 @@
-"""Laws of samples: any picture opens upright, in RGB and soon; a sample checks itself."""
+"""Laws of samples: any image opens upright, in RGB and quickly; a sample validates itself."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from model.errors import UserError
-from tests.training.data.parts import pixel, png, read, write_tar
+from tests.training.data.dataset_files import color_of, open_with_log, png, write_tar
 from training.data import samples
 from training.data.samples import ImageRef, Message, Sample
 
@@ -22,11 +22,11 @@ from training.data.samples import ImageRef, Message, Sample
         ("1", 1, (255, 255, 255)),
     ],
 )
-def test_any_picture_opens_as_rgb_with_transparent_places_white(tmp_path, mode, color, expected):
+def test_any_image_opens_as_rgb_and_on_white_where_it_is_transparent(tmp_path, mode, color, expected):
     path = tmp_path / "a.png"
     path.write_bytes(png(color, mode))
 
-    assert (ImageRef(path).open().mode, pixel(ImageRef(path))) == ("RGB", expected)
+    assert (ImageRef(path).open().mode, color_of(ImageRef(path))) == ("RGB", expected)
 
 
 def test_a_photograph_taken_on_its_side_is_turned_upright(tmp_path):
@@ -37,11 +37,11 @@ def test_a_photograph_taken_on_its_side_is_turned_upright(tmp_path):
     assert ImageRef(tmp_path / "a.jpg").open().size == (20, 40)
 
 
-def test_a_small_picture_opens_in_a_fifth_of_a_millisecond(tmp_path):
+def test_a_small_image_opens_in_a_fifth_of_a_millisecond(tmp_path):
     noise = Image.effect_noise((32, 32), 50).convert("RGB")
     noise.save(tmp_path / "a.png")
     shard = write_tar(tmp_path / "a.tar", [("k.png", (tmp_path / "a.png").read_bytes()), ("k.txt", b"noise")])
-    refs = [ImageRef(tmp_path / "a.png"), read(shard)[0][0].images[0]]
+    refs = [ImageRef(tmp_path / "a.png"), open_with_log(shard)[0][0].images[0]]
 
     for ref in refs:
         seconds = []
@@ -53,46 +53,46 @@ def test_a_small_picture_opens_in_a_fifth_of_a_millisecond(tmp_path):
         assert min(seconds) < 2e-4
 
 
-def test_a_sample_checks_itself():
+def test_a_sample_validates_itself():
     with pytest.raises(ValueError, match="0 images for 1 placeholders"):
         Sample("x", (Message("user", "<image_gen>"),), (), "set", {})
 
 
-def failing(monkeypatch, times, number=errno.EIO):
-    """Let the file system fail so often before it reads again; the waits that were asked for."""
-    waits, left = [], [times]
+def make_reads_fail(monkeypatch, times, error_number=errno.EIO):
+    """Let the next `times` reads of images fail; the list of waits that follow."""
+    waits, failures_left = [], [times]
     read = ImageRef.read
 
-    def shaky(self):
-        if left[0]:
-            left[0] -= 1
-            raise OSError(number, os.strerror(number), str(self.path))
+    def read_or_fail(self):
+        if failures_left[0]:
+            failures_left[0] -= 1
+            raise OSError(error_number, os.strerror(error_number), str(self.path))
         return read(self)
 
-    monkeypatch.setattr(ImageRef, "read", shaky)
+    monkeypatch.setattr(ImageRef, "read", read_or_fail)
     monkeypatch.setattr(samples.time, "sleep", waits.append)
     return waits
 
 
-def test_a_file_system_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch):
+def test_a_read_that_fails_for_a_moment_is_tried_again(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(png())
-    waits = failing(monkeypatch, times=2, number=errno.ESTALE)
+    waits = make_reads_fail(monkeypatch, times=2, error_number=errno.ESTALE)
 
     assert ImageRef(tmp_path / "a.png").open().size == (32, 32)
     assert waits == [0.5, 2.0]
 
 
-def test_a_file_system_that_stays_away_is_an_outage_and_not_the_users_mistake(tmp_path, monkeypatch):
+def test_reads_that_keep_failing_are_an_outage_and_not_the_users_mistake(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(png())
-    failing(monkeypatch, times=9)
+    make_reads_fail(monkeypatch, times=9)
 
     with pytest.raises(OSError, match="Input/output error") as outage:
         ImageRef(tmp_path / "a.png").open()
     assert not isinstance(outage.value, UserError)
 
 
-def test_a_picture_that_is_missing_or_broken_is_the_users_mistake_at_once(tmp_path, monkeypatch):
-    waits = failing(monkeypatch, times=0)
+def test_an_image_that_is_missing_or_broken_is_the_users_mistake_at_once(tmp_path, monkeypatch):
+    waits = make_reads_fail(monkeypatch, times=0)
     (tmp_path / "a.png").write_bytes(png()[:40])
 
     with pytest.raises(UserError, match=r"missing image .*b\.png"):

@@ -1,6 +1,4 @@
-"""Laws of the prepared data: kept pairs stay out of training, splits share no scan, the same seed gives the
-same bytes.
-"""
+"""Laws of prepared data: held-out pairs are not trained, splits share no scan, a seed decides every byte."""
 
 import json
 import tarfile
@@ -13,10 +11,10 @@ from PIL import Image
 from tests.training.raw_data import copy_raw_data
 from training.digits.instructions import POPE_SETTINGS
 from training.digits.prepare import prepare
-from training.digits.records import drawing_prompts
+from training.digits.records import drawing_prompt_records
 from training.digits.scans import load_scans
-from training.digits.scene_renderer import SceneRenderer
-from training.digits.scenes import BACKGROUNDS, COLORS, DIGITS, TUNING_PAIRS, UNSEEN_PAIRS, split_scans
+from training.digits.scene_sampler import SceneSampler
+from training.digits.scenes import BACKGROUNDS, COLORS, DIGITS, TEST_PAIRS, VALIDATION_PAIRS, split_scans
 from training.params import load_params
 from training.registry.lineage import md5_on_disk
 
@@ -53,8 +51,8 @@ def shard_facts(prepared, split):
         return [json.load(tar.extractfile(m)) for m in tar.getmembers() if m.name.endswith(".json")]
 
 
-def test_kept_pairs_appear_in_no_training_file(prepared):
-    words = [(DIGITS[digit], color) for digit, color in UNSEEN_PAIRS | TUNING_PAIRS]
+def test_held_out_pairs_appear_in_no_training_file(prepared):
+    words = [(DIGITS[digit], color) for digit, color in TEST_PAIRS | VALIDATION_PAIRS]
     texts = [
         value if isinstance(value, str) else json.dumps(value)
         for name in ("understanding/train", "drawing/train", "text/train")
@@ -67,7 +65,7 @@ def test_kept_pairs_appear_in_no_training_file(prepared):
     for digit, color in words:
         assert not [text for text in texts if f"{color} {digit}" in text]
     for facts in shard_facts(prepared, "train"):
-        assert (facts["digit"], facts["color"]) not in UNSEEN_PAIRS | TUNING_PAIRS
+        assert (facts["digit"], facts["color"]) not in TEST_PAIRS | VALIDATION_PAIRS
 
 
 def test_splits_share_no_scan(prepared, data):
@@ -79,19 +77,21 @@ def test_splits_share_no_scan(prepared, data):
     assert {facts["scan"] for facts in shard_facts(prepared, "train")} <= splits["train"]
 
 
-def test_every_pope_setting_asks_as_often_for_what_is_there_as_for_what_is_not(prepared):
+def test_every_pope_setting_has_as_many_questions_with_the_answer_yes_as_with_no(prepared):
     for setting in POPE_SETTINGS:
-        asked = [r for r in records(prepared, "understanding/test") if r["meta"].get("setting") == setting]
-        answers = [record["conversations"][1]["value"] for record in asked]
+        chosen = [r for r in records(prepared, "understanding/test") if r["meta"].get("setting") == setting]
+        answers = [record["conversations"][1]["value"] for record in chosen]
         assert answers.count("Yes.") == answers.count("No.") == 360
 
 
-def test_drawing_prompts_cover_every_combination_with_kept_pairs_marked(prepared):
-    wishes = records(prepared, "drawing/test")
+def test_drawing_prompts_cover_every_combination_with_held_out_pairs_marked(prepared):
+    prompts = records(prepared, "drawing/test")
 
-    combinations = {(w["meta"]["digit"], w["meta"]["color"], w["meta"]["background"]) for w in wishes}
+    combinations = {(w["meta"]["digit"], w["meta"]["color"], w["meta"]["background"]) for w in prompts}
     assert len(combinations) == 300
-    assert sum(w["meta"]["unseen"] for w in wishes) == 75  # 10 test pairs and 5 tuning pairs on 5 backgrounds
+    assert (
+        sum(w["meta"]["unseen"] for w in prompts) == 75
+    )  # 10 test pairs and 5 tuning pairs on 5 backgrounds
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(params, data, prepared, tmp_path):
@@ -102,27 +102,27 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(params, da
     assert md5_on_disk(tmp_path / "other") != md5_on_disk(prepared)
 
 
-def test_every_picture_is_named_and_every_name_has_its_picture(prepared):
+def test_every_image_is_named_by_a_record_and_every_name_has_its_image(prepared):
     for kind in ("understanding", "drawing"):
         named = set()
         for split in ("train", "validation", "test"):
             for record in records(prepared, f"{kind}/{split}"):
                 named |= {record["image"]} if "image" in record else set(record["images"])
-        lying = {f"images/{path.name}" for path in (prepared / kind / "images").iterdir()}
-        assert named == lying
+        found = {f"images/{path.name}" for path in (prepared / kind / "images").iterdir()}
+        assert named == found
 
 
 def test_a_recolored_digit_is_the_same_digit_in_the_same_place(prepared):
     pairs = [r for r in records(prepared, "drawing/train") if r["meta"]["family"] == "recolor"]
     assert pairs
     for record in pairs:
-        before, after = (ink(prepared / "drawing" / name) for name in record["images"])
+        before, after = (ink_of(prepared / "drawing" / name) for name in record["images"])
 
         assert np.abs(before - after).max() < 0.15, record["id"]
 
 
-def ink(path):
-    """Share of the digit's colour in every pixel, told by the picture alone."""
+def ink_of(path):
+    """Share of the digit's colour in every pixel, 0 to 1, found from the image alone."""
     pixels = np.asarray(Image.open(path).convert("RGB"), float)
     paints = list(COLORS.values())
     grounds = np.array(list(BACKGROUNDS.values()))
@@ -134,30 +134,34 @@ def ink(path):
     return ((pixels - ground) @ (color - ground)) / ((color - ground) @ (color - ground))
 
 
-def test_the_first_prompts_already_hold_every_digit_and_a_share_of_kept_pairs(prepared):
-    first = [wish["meta"] for wish in records(prepared, "drawing/test")[:60]]
+def test_the_first_prompts_already_hold_every_digit_and_a_share_of_held_out_pairs(prepared):
+    first = [prompt["meta"] for prompt in records(prepared, "drawing/test")[:60]]
 
     assert {meta["digit"] for meta in first} == set(range(10))
     assert 6 <= sum(meta["unseen"] for meta in first) <= 24
     assert sum(meta["family"] == "draw" for meta in first) == 30
 
 
-def test_two_passes_ask_for_every_combination_with_and_without_a_description(data):
-    asked = [record["meta"] for record, _ in drawing_prompts(SceneRenderer(data, "test", 0, 0.0), 600)]
+def test_two_passes_of_prompts_have_every_combination_with_and_without_a_description(data):
+    prompts = [
+        record["meta"] for record, _ in drawing_prompt_records(SceneSampler(data, "test", 0, 0.0), 600)
+    ]
 
     assert (
-        len({tuple(meta[name] for name in ("family", "digit", "color", "background")) for meta in asked})
+        len({tuple(meta[name] for name in ("family", "digit", "color", "background")) for meta in prompts})
         == 600
     )
 
 
-def test_the_tiny_size_asks_for_enough_drawings(data):
+def test_the_tiny_size_has_600_drawing_prompts_and_100_of_held_out_pairs(data):
     params = load_params(ROOT / "params.yaml", "tiny")
 
-    asked = [
+    prompts = [
         record["meta"]
-        for record, _ in drawing_prompts(SceneRenderer(data, "test", params.seed, 0.0), params.prepare.test)
+        for record, _ in drawing_prompt_records(
+            SceneSampler(data, "test", params.seed, 0.0), params.prepare.test
+        )
     ]
 
-    assert len(asked) >= 600
-    assert sum((meta["digit"], meta["color"]) in UNSEEN_PAIRS for meta in asked) >= 100
+    assert len(prompts) >= 600
+    assert sum((meta["digit"], meta["color"]) in TEST_PAIRS for meta in prompts) >= 100

@@ -1,4 +1,4 @@
-"""Laws of the raw data and of the scenes: as published, split cleanly, drawn as named."""
+"""Laws of scans and scenes: as published, splits without overlap, images of the colours that were named."""
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +9,15 @@ from sklearn.datasets import load_digits
 from model.errors import UserError
 from tests.training.raw_data import POINTER, copy_raw_data
 from training.digits.scans import load_scans
-from training.digits.scenes import BACKGROUNDS, COLORS, TUNING_PAIRS, UNSEEN_PAIRS, Scene, render, split_scans
+from training.digits.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    TEST_PAIRS,
+    VALIDATION_PAIRS,
+    Scene,
+    render,
+    split_scans,
+)
 from training.registry.lineage import data_md5, md5_on_disk
 
 
@@ -44,17 +52,17 @@ def test_splits_share_no_scan_and_hold_every_digit(data):
         assert counts.min() >= 0.9 * counts.mean()
 
 
-def test_pairs_kept_apart_leave_every_digit_and_color_in_training():
-    kept = UNSEEN_PAIRS | TUNING_PAIRS
+def test_held_out_pairs_leave_every_digit_and_color_in_training():
+    held_out = TEST_PAIRS | VALIDATION_PAIRS
 
-    assert len(UNSEEN_PAIRS) == 10
-    assert len(kept) == 15
-    assert {digit for digit, _ in UNSEEN_PAIRS} == set(range(10))
+    assert len(TEST_PAIRS) == 10
+    assert len(held_out) == 15
+    assert {digit for digit, _ in TEST_PAIRS} == set(range(10))
     for color in COLORS:
-        assert sum(c == color for _, c in kept) <= 4
+        assert sum(c == color for _, c in held_out) <= 4
 
 
-def test_a_scene_has_its_colors_and_the_same_seed_gives_the_same_picture(data):
+def test_an_image_has_the_colors_of_its_scene_and_the_same_seed_gives_the_same_image(data):
     scans, labels = load_scans(data)
     for digit in range(10):
         scan = int(np.flatnonzero(labels == digit)[0])

@@ -1,4 +1,4 @@
-"""The launcher, with real processes: how they meet, how they stop, and what their end is called."""
+"""Laws of the launcher, with real processes: how they meet, how they stop, and their exit code."""
 
 import json
 import os
@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from training.launching.launcher import AttemptCounter, committed_steps, exit_code, read_rendezvous
+from training.launching.attempts import AttemptCounter, total_committed_steps
+from training.launching.exit_codes import group_exit_code
+from training.launching.rendezvous import read_rendezvous
 
 ROOT = Path(__file__).resolve().parents[3]
 
-# Stands for training: process N ends with the Nth code, or waits to be stopped and "saves".
+# In place of training: process N ends with the Nth of --codes, or waits for a signal and "saves" without any.
 CHILD = """
 import argparse, os, signal, sys, time
 from pathlib import Path
@@ -23,7 +25,7 @@ from pathlib import Path
 parser = argparse.ArgumentParser()
 parser.add_argument("stage")
 parser.add_argument("--outputs", type=Path)
-parser.add_argument("--ends", nargs="*", type=int)
+parser.add_argument("--codes", nargs="*", type=int)
 options = parser.parse_args()
 rank = os.environ.get("RANK", "0")
 
@@ -34,9 +36,9 @@ def save(*_):
 signal.signal(signal.SIGTERM, save)
 options.outputs.mkdir(exist_ok=True)
 Path(options.outputs, "began-" + rank).write_text(f"{options.stage} of {os.environ.get('WORLD_SIZE')}")
-if not options.ends:
+if not options.codes:
     time.sleep(60)
-code = options.ends[int(rank)]
+code = options.codes[int(rank)]
 if code < 0:
     os.kill(os.getpid(), -code)
 time.sleep(0 if code else 0.5)
@@ -64,14 +66,18 @@ distributed.destroy_process_group()
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a launcher whose training is the module above; what still runs is ended afterwards."""
+    """Starts a launcher of the programs above; processes that still run are killed afterwards."""
     (tmp_path / "child.py").write_text(CHILD)
     (tmp_path / "gloo_child.py").write_text(GLOO_CHILD)
     running = []
 
-    def begin(*arguments: str, **operator: str) -> subprocess.Popen[str]:
+    def start_launcher(*arguments: str, **operator_variables: str) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
-        environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1", **operator}
+        environment |= {
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}",
+            "OMP_NUM_THREADS": "1",
+            **operator_variables,
+        }
         command = [
             sys.executable,
             "-m",
@@ -84,14 +90,14 @@ def start(tmp_path):
         running.append(process)
         return process
 
-    yield begin
+    yield start_launcher
     for process in running:
         process.kill()
         process.communicate()
 
 
-def operator_says(number_of_nodes: int) -> dict[str, str]:
-    """What the operator injects into a worker."""
+def operator_variables(number_of_nodes: int) -> dict[str, str]:
+    """Environment variables that the operator sets in a worker."""
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
@@ -119,7 +125,7 @@ def commit(folder: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ends", "code"),
+    ("codes", "code"),
     [
         ([0, 0], 0),
         ([2], 2),
@@ -136,19 +142,19 @@ def commit(folder: Path, step: int) -> None:
         ([-signal.SIGABRT], 134),
     ],
 )
-def test_a_user_mistake_outweighs_a_crash_which_outweighs_a_stop(ends, code):
-    assert exit_code(ends) == code
+def test_a_permanent_failure_outweighs_a_crash_which_outweighs_a_stop(codes, code):
+    assert group_exit_code(codes) == code
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 143])
-def test_one_process_alone_ends_as_training_ends(start, code):
-    process = start("--module", "child", "stage1", "--ends", str(code))
+def test_a_single_process_ends_with_the_exit_code_of_training(start, code):
+    process = start("--module", "child", "stage1", "--codes", str(code))
 
     assert process.wait(timeout=30) == code
 
 
-def test_one_process_alone_replaces_the_launcher_and_gets_its_signals(start, tmp_path):
-    process = start("--module", "child", "stage1", "--ends")
+def test_a_single_process_replaces_the_launcher_and_gets_its_signals(start, tmp_path):
+    process = start("--module", "child", "stage1", "--codes")
     wait_for(tmp_path / "outputs" / "began-0")
 
     process.terminate()
@@ -164,31 +170,33 @@ def test_two_processes_meet_on_one_machine_and_add_up(start, tmp_path):
     assert [(tmp_path / "outputs" / f"sum-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
 
 
-def test_two_nodes_meet_where_the_operator_says(start, tmp_path):
-    said = operator_says(number_of_nodes=2)
-    elsewhere = {"PET_RDZV_ENDPOINT": said["PET_RDZV_ENDPOINT"].replace(socket.gethostname(), "localhost")}
+def test_two_nodes_meet_at_the_endpoint_of_the_operator(start, tmp_path):
+    variables = operator_variables(number_of_nodes=2)
+    other_host = {
+        "PET_RDZV_ENDPOINT": variables["PET_RDZV_ENDPOINT"].replace(socket.gethostname(), "localhost")
+    }
 
-    processes = [start("--module", "gloo_child", "stage1", **said)]
-    processes.append(start("--module", "gloo_child", "stage1", **said | elsewhere))
+    processes = [start("--module", "gloo_child", "stage1", **variables)]
+    processes.append(start("--module", "gloo_child", "stage1", **variables | other_host))
 
     assert [process.wait(timeout=60) for process in processes] == [0, 0]
     assert [(tmp_path / "outputs" / f"sum-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
 
 
 def test_a_mistake_in_one_of_two_processes_ends_both_with_two(start):
-    process = start("--module", "child", "stage1", "--nproc", "2", "--ends", "0", "2")
+    process = start("--module", "child", "stage1", "--nproc", "2", "--codes", "0", "2")
 
     assert process.wait(timeout=30) == 2
 
 
-def test_a_killed_process_makes_its_group_one_that_is_tried_again(start):
-    process = start("--module", "child", "stage1", "--nproc", "2", "--ends", "0", str(-signal.SIGKILL))
+def test_a_killed_process_gives_its_group_a_retryable_exit_code(start):
+    process = start("--module", "child", "stage1", "--nproc", "2", "--codes", "0", str(-signal.SIGKILL))
 
     assert process.wait(timeout=30) == 137
 
 
 def test_every_process_saves_before_a_stopped_launcher_ends(start, tmp_path):
-    process = start("--module", "child", "stage1", "--nproc", "2", "--ends")
+    process = start("--module", "child", "stage1", "--nproc", "2", "--codes")
     wait_for(tmp_path / "outputs" / "began-0", tmp_path / "outputs" / "began-1")
 
     process.terminate()
@@ -198,7 +206,7 @@ def test_every_process_saves_before_a_stopped_launcher_ends(start, tmp_path):
 
 
 def test_a_launcher_that_waits_for_its_peers_can_be_stopped(start, tmp_path):
-    process = start("--module", "child", "stage1", **operator_says(number_of_nodes=2))
+    process = start("--module", "child", "stage1", **operator_variables(number_of_nodes=2))
     wait_for(tmp_path / "outputs" / "stage1" / "attempts.json")
     time.sleep(3)  # until the launcher is in the rendezvous, alone
 
@@ -207,21 +215,21 @@ def test_a_launcher_that_waits_for_its_peers_can_be_stopped(start, tmp_path):
     assert process.wait(timeout=30) == 143
 
 
-def test_a_job_without_progress_is_given_up_and_says_so(start, tmp_path):
-    crash = ("--module", "child", "stage1", "--max-attempts", "2", "--ends", "1")
+def test_a_job_without_new_checkpoints_ends_with_two_and_the_reason(start, tmp_path):
+    crash = ("--module", "child", "stage1", "--max-attempts", "2", "--codes", "1")
 
     codes = []
     for _ in range(3):
-        process = start(*crash, **operator_says(number_of_nodes=1))
-        _, said = process.communicate(timeout=30)
+        process = start(*crash, **operator_variables(number_of_nodes=1))
+        _, errors = process.communicate(timeout=30)
         codes.append(process.returncode)
 
     assert codes == [138, 138, 2]
-    assert "error: no checkpoint was committed in 2 attempts; giving up" in said
+    assert "error: no checkpoint was committed in 2 attempts; giving up" in errors
     assert not (tmp_path / "outputs" / "stage1" / "attempts.json").exists()
 
 
-def test_a_checkpoint_starts_the_count_again(tmp_path):
+def test_a_new_checkpoint_restarts_the_count_of_attempts(tmp_path):
     assert [AttemptCounter(tmp_path).begin() for _ in range(3)] == [1, 2, 3]
 
     commit(tmp_path / "work", 20)
@@ -229,7 +237,7 @@ def test_a_checkpoint_starts_the_count_again(tmp_path):
     assert [AttemptCounter(tmp_path).begin() for _ in range(2)] == [1, 2]
 
 
-def test_losing_a_checkpoint_is_no_progress(tmp_path):
+def test_a_lost_checkpoint_is_no_new_one(tmp_path):
     commit(tmp_path, 20)
     AttemptCounter(tmp_path).begin()
     commit(tmp_path, 10)
@@ -239,7 +247,7 @@ def test_losing_a_checkpoint_is_no_progress(tmp_path):
     assert AttemptCounter(tmp_path).begin() == 2
 
 
-def test_a_stop_is_not_an_attempt_that_failed(tmp_path):
+def test_a_stopped_start_is_not_counted(tmp_path):
     for _ in range(5):
         attempts = AttemptCounter(tmp_path)
         number = attempts.begin()
@@ -249,13 +257,13 @@ def test_a_stop_is_not_an_attempt_that_failed(tmp_path):
     assert json.loads((tmp_path / "attempts.json").read_text()) == {"steps": 0, "attempts": 0}
 
 
-def test_progress_adds_up_over_the_parts_of_a_stage(tmp_path):
+def test_progress_adds_up_over_all_checkpoint_folders_of_a_stage(tmp_path):
     commit(tmp_path / "tokenizer", 20)
     commit(tmp_path / "tokenizer", 30)
     (tmp_path / "tokenizer" / "step_40").mkdir()
     commit(tmp_path / "vision", 5)
 
-    assert committed_steps(tmp_path) == 35
+    assert total_committed_steps(tmp_path) == 35
 
 
 @pytest.mark.parametrize("nodes", ["two", "1:many", "0", ""])
@@ -267,14 +275,14 @@ def test_a_wrong_number_of_nodes_is_named(nodes):
 def test_a_wrong_number_of_processes_ends_with_two_and_the_reason(start):
     process = start("--module", "child", "stage1", "--nproc", "some")
 
-    _, said = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=30)
 
     assert process.returncode == 2
-    assert "error: --nproc must count at least 1, not 'some'" in said
+    assert "error: --nproc must count at least 1, not 'some'" in errors
 
 
 def test_backbones_of_several_processes_are_refused_in_one_line(start, tmp_path):
-    for process in (start("backbones", "--nproc", "2"), start("backbones", **operator_says(2))):
+    for process in (start("backbones", "--nproc", "2"), start("backbones", **operator_variables(2))):
         _, errors = process.communicate(timeout=60)
 
         assert process.returncode == 2

@@ -1,4 +1,4 @@
-"""Laws of AdamW's groups: what decays, and that the parameters file decides the rest."""
+"""Laws of AdamW: which parameters decay, and that all else comes from the parameters file."""
 
 import pytest
 import torch
@@ -20,13 +20,15 @@ def test_positions_scales_norms_and_biases_do_not_decay_and_all_matrices_do(name
     decoder = {
         name.removeprefix("visual_decoder."): p for name, p in named.items() if "visual_decoder." in name
     }
-    still = {name for name, parameter in decoder.items() if not decays(name, parameter)}
+    without_decay = {name for name, parameter in decoder.items() if not decays(name, parameter)}
 
-    # Source: VAR's list, spec section 5.3; class and word embeddings do decay there.
-    assert {"start_position", "position", "scale_embedding.weight"} <= still
-    assert {name for name in still if name.endswith(".bias")} == {n for n in decoder if n.endswith(".bias")}
-    assert all(f"blocks.{index}.attention.log_scale" in still for index in range(4))
-    assert {"start_embedding.weight", "word_embedding.weight", "head.weight"}.isdisjoint(still)
+    # Source: the list of VAR's training code, in which class and word embeddings do decay.
+    assert {"start_position", "position", "scale_embedding.weight"} <= without_decay
+    assert {name for name in without_decay if name.endswith(".bias")} == {
+        n for n in decoder if n.endswith(".bias")
+    }
+    assert all(f"blocks.{index}.attention.log_scale" in without_decay for index in range(4))
+    assert {"start_embedding.weight", "word_embedding.weight", "head.weight"}.isdisjoint(without_decay)
     assert not decays("language_model.model.norm.weight", named["language_model.model.norm.weight"])
 
 

@@ -1,4 +1,4 @@
-"""Laws of what learns: only the named modules, at the named rate, and the average is what is kept."""
+"""Laws of the stage table, of the learning-rate schedule and of the average of weights."""
 
 from pathlib import Path
 
@@ -19,11 +19,11 @@ def model():
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_only_the_modules_of_a_stage_learn(model, name):
-    learning = freeze_for(model, STAGES[name])
+def test_only_the_modules_of_a_stage_are_trainable(model, name):
+    trainable = freeze_for(model, STAGES[name])
 
     names = [path for path, parameter in model.named_parameters() if parameter.requires_grad]
-    assert len(learning) == len(names) > 0
+    assert len(trainable) == len(names) > 0
     assert all(path.startswith(STAGES[name].trains) for path in names)
     assert not model.vision_tower.training
     assert not model.image_tokenizer.training
@@ -43,7 +43,7 @@ def test_the_stages_follow_the_figure_of_the_paper():
         stage_named("stage4")
 
 
-def test_the_rate_warms_up_then_falls_to_nothing():
+def test_the_rate_warms_up_then_falls_to_zero():
     rates = [learning_rate(step, 1.0, 10, 100, end=0.0) for step in range(100)]
 
     assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
@@ -51,31 +51,31 @@ def test_the_rate_warms_up_then_falls_to_nothing():
     assert 0 < rates[-1] < 0.001
 
 
-def test_a_part_that_learns_on_later_keeps_a_share_of_its_rate():
+def test_the_rate_falls_to_the_share_of_its_peak_that_is_set():
     rates = [learning_rate(step, 2.0, 10, 100, end=0.25) for step in range(100)]
 
     assert max(rates) == rates[9] == pytest.approx(2.0)
     assert rates[-1] == pytest.approx(0.5, rel=0.01)
 
 
-def test_the_average_stands_in_and_steps_back():
+def test_the_average_replaces_the_weights_for_a_block_or_for_good():
     weight = nn.Parameter(torch.zeros(1))
     average = WeightAverage([weight], decay=0.5)
     for step, value in enumerate((1.0, 1.0, 1.0), start=1):
         weight.data.fill_(value)
         average.update(step)
 
-    with average.in_place():
-        held = weight.item()
-    back = weight.item()
-    average.keep()
+    with average.applied():
+        averaged = weight.item()
+    restored = weight.item()
+    average.copy_to_parameters()
 
-    assert 0.5 < held < 1
-    assert back == 1.0
-    assert weight.item() == held
+    assert 0.5 < averaged < 1
+    assert restored == 1.0
+    assert weight.item() == averaged
 
 
-def test_no_stage_is_named_twice_in_the_parameters():
+def test_every_stage_has_a_section_in_the_parameters():
     text = (Path(__file__).parents[3] / "params.yaml").read_text()
 
     for name in STAGES:

@@ -1,4 +1,4 @@
-"""Laws of the training loop: it can be killed at any step and ends with the weights it would have had."""
+"""Laws of a run of a stage: killed at any step, it ends with the weights of a run that nothing disturbed."""
 
 import json
 import logging
@@ -25,8 +25,8 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_
 
 
 @pytest.fixture(scope="module")
-def volume(tmp_path_factory):
-    """A folder that a stage can run in; tests copy it."""
+def unused_volume(tmp_path_factory):
+    """A folder that a stage can run in; tests use copies of it."""
     folder = tmp_path_factory.mktemp("volume")
     write_params(folder, **SHORT)
     write_volume(folder)
@@ -34,16 +34,16 @@ def volume(tmp_path_factory):
 
 
 @pytest.fixture
-def place(volume, tmp_path):
-    return shutil.copytree(volume, tmp_path / "volume")
+def volume(unused_volume, tmp_path):
+    return shutil.copytree(unused_volume, tmp_path / "volume")
 
 
-def start(place, *options, module="training.launching.stage_process", stage="stage1"):
-    # Without a database: the spool alone is enough here, and MLflow takes seconds.
+def start(volume, *options, module="training.launching.stage_process", stage="stage1"):
+    # An address that nobody answers: the spool is enough here, and MLflow's database takes seconds.
     command = [sys.executable, "-m", module, stage, "--size", "smoke", "--tracking-uri", "http://127.0.0.1:9"]
     environment = {**os.environ, **ENVIRONMENT}
     return subprocess.Popen(
-        [*command, *options], cwd=place, env=environment, stderr=subprocess.PIPE, text=True
+        [*command, *options], cwd=volume, env=environment, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -53,89 +53,93 @@ def finish(process, code=0):
     return errors
 
 
-def weights(place):
-    return load_file(place / "outputs/stage1/model/model.safetensors")
+def weights_of(volume):
+    return load_file(volume / "outputs/stage1/model/model.safetensors")
 
 
-def committed(place):
-    names = (marker.parent.name for marker in place.glob("outputs/stage1/*/step_*/COMPLETE"))
+def committed_steps(volume):
+    names = (marker.parent.name for marker in volume.glob("outputs/stage1/*/step_*/COMPLETE"))
     return sorted(int(name[5:]) for name in names if name[5:].isdecimal())
 
 
-def wait_for_step(place, step):
+def wait_for_step(volume, step):
     deadline = time.monotonic() + 120
-    while max(committed(place), default=0) < step:
+    while max(committed_steps(volume), default=0) < step:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def same(one, other):
+def are_equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.fixture(scope="module")
-def whole(volume, tmp_path_factory):
+def finished_volume(unused_volume, tmp_path_factory):
     """The folder of a run that nothing disturbed."""
-    place = shutil.copytree(volume, tmp_path_factory.mktemp("whole") / "volume")
-    finish(start(place))
-    return place
+    volume = shutil.copytree(unused_volume, tmp_path_factory.mktemp("undisturbed") / "volume")
+    finish(start(volume))
+    return volume
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(whole):
-    return weights(whole)
+def undisturbed_weights(finished_volume):
+    return weights_of(finished_volume)
 
 
-def test_a_run_killed_twice_ends_with_the_same_weights_bit_for_bit(place, uninterrupted):
+def test_a_run_killed_twice_ends_with_the_same_weights_bit_for_bit(volume, undisturbed_weights):
     for step in (2, 4):
-        process = start(place)
-        wait_for_step(place, step)
+        process = start(volume)
+        wait_for_step(volume, step)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert not (place / "artifacts/stage1.json").exists()
-    finish(start(place))
-    assert same(weights(place), uninterrupted)
-    assert not committed(place), "checkpoints have served once the model is published"
+    assert not (volume / "artifacts/stage1.json").exists()
+    finish(start(volume))
+    assert are_equal(weights_of(volume), undisturbed_weights)
+    assert not committed_steps(volume), "checkpoints are deleted once the model is published"
 
 
-def test_only_what_the_stage_names_has_learned(place, uninterrupted):
-    before = load_file(place / "outputs/backbones/model/model.safetensors")
-    changed = {key for key in before if not torch.equal(before[key], uninterrupted[key])}
+def test_only_the_modules_of_the_stage_have_changed(volume, undisturbed_weights):
+    before = load_file(volume / "outputs/backbones/model/model.safetensors")
+    changed = {key for key in before if not torch.equal(before[key], undisturbed_weights[key])}
     allowed = ("generation_input_projector", "generation_output_projector", "visual_decoder.start_embedding")
     assert changed and all(key.startswith(allowed) for key in changed)
 
 
-def test_a_run_stops_with_143_when_asked_and_goes_on_without_a_checkpoint_that_was_damaged(
-    place, uninterrupted
+def test_a_run_stops_with_143_on_a_signal_and_resumes_without_a_checkpoint_that_was_damaged(
+    volume, undisturbed_weights
 ):
-    process = start(place)
-    wait_for_step(place, 4)
+    process = start(volume)
+    wait_for_step(volume, 4)
     process.send_signal(signal.SIGTERM)
     assert "stopped after" in finish(process, 143)
-    newest = next(place.glob(f"outputs/stage1/*/step_{max(committed(place))}"))
+    newest = next(volume.glob(f"outputs/stage1/*/step_{max(committed_steps(volume))}"))
     content = bytearray((newest / "tensors.safetensors").read_bytes())
     content[len(content) // 2] ^= 1
     (newest / "tensors.safetensors").write_bytes(content)
-    errors = finish(start(place))
+    errors = finish(start(volume))
     assert newest.name in errors and "damaged" in errors
-    assert same(weights(place), uninterrupted)
+    assert are_equal(weights_of(volume), undisturbed_weights)
+
+
+def assert_two_processes_learn_what_one_learns(volume, tmp_path):
+    one_process = shutil.copytree(volume, tmp_path / "one_process")
+    finish(start(one_process))
+    finish(start(volume, "--nproc", "2", module="training.launching"))
+    two_processes = weights_of(volume)
+    for key, value in weights_of(one_process).items():
+        torch.testing.assert_close(two_processes[key], value, rtol=0, atol=2e-3, msg=key)
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(place, tmp_path):
-    # Muon turns a direction that is nothing but rounding into a whole step, so AdamW it is.
-    write_params(place, **SHORT, muon_lr=0.0)
-    alone = shutil.copytree(place, tmp_path / "alone")
-    finish(start(alone))
-    finish(start(place, "--nproc", "2", module="training.launching"))
-    both = weights(place)
-    for key, value in weights(alone).items():
-        torch.testing.assert_close(both[key], value, rtol=0, atol=2e-3, msg=key)
+def test_two_processes_learn_what_one_learns(volume, tmp_path):
+    # AdamW, as Muon turns a direction that is nothing but rounding into a full step.
+    write_params(volume, **SHORT, muon_lr=0.0)
+    assert_two_processes_learn_what_one_learns(volume, tmp_path)
 
 
 @pytest.mark.slow
-def test_processes_without_drawings_of_their_own_learn_what_one_process_learns(place, tmp_path):
-    # Of two samples a step, one draws and one only speaks, most of the time.
+def test_a_process_without_drawings_in_its_batch_does_not_change_what_is_learned(volume, tmp_path):
+    # Of two samples a step, one has a drawing and one has none, most of the time.
     mixed = {
         "batch": 2,
         "micro_batch": 1,
@@ -143,24 +147,19 @@ def test_processes_without_drawings_of_their_own_learn_what_one_process_learns(p
         "mixture": {"drawing": 0.5, "text": 0.5},
         "muon_lr": 0.0,
     }
-    write_params(place, **SHORT | mixed)
-    alone = shutil.copytree(place, tmp_path / "alone")
-    finish(start(alone))
-    finish(start(place, "--nproc", "2", module="training.launching"))
-    both = weights(place)
-    for key, value in weights(alone).items():
-        torch.testing.assert_close(both[key], value, rtol=0, atol=2e-3, msg=key)
+    write_params(volume, **SHORT | mixed)
+    assert_two_processes_learn_what_one_learns(volume, tmp_path)
 
 
-def test_fewer_samples_than_processes_are_refused_at_the_start(place):
-    write_params(place, **SHORT | {"batch": 1})
-    errors = finish(start(place, "--nproc", "2", module="training.launching"), 2)
+def test_fewer_samples_than_processes_are_refused_at_the_start(volume):
+    write_params(volume, **SHORT | {"batch": 1})
+    errors = finish(start(volume, "--nproc", "2", module="training.launching"), 2)
     assert "stage1.batch 1 gives 2 processes no sample each" in errors
 
 
-def test_no_process_of_a_killed_launcher_lives_on(place):
-    launcher = start(place, "--nproc", "2", module="training.launching")
-    wait_for_step(place, 2)
+def test_all_processes_of_a_killed_launcher_die(volume):
+    launcher = start(volume, "--nproc", "2", module="training.launching")
+    wait_for_step(volume, 2)
     children = psutil.Process(launcher.pid).children(recursive=True)
     assert len(children) >= 2
     launcher.send_signal(signal.SIGKILL)
@@ -170,8 +169,8 @@ def test_no_process_of_a_killed_launcher_lives_on(place):
     assert not alive
 
 
-def test_what_mlflow_could_not_take_waits_in_the_spool(whole):
-    [spool] = whole.glob("spool/*.jsonl")
+def test_what_mlflow_could_not_take_waits_in_the_spool(finished_volume):
+    [spool] = finished_volume.glob("spool/*.jsonl")
     kinds = {json.loads(line)["kind"] for line in spool.read_text().splitlines()}
     assert {"start", "metrics", "dataset", "image", "finish"} <= kinds
 
@@ -179,25 +178,25 @@ def test_what_mlflow_could_not_take_waits_in_the_spool(whole):
 @pytest.mark.parametrize(
     ("damage", "names"),
     [
-        (lambda place: shutil.rmtree(place / "outputs/backbones"), "backbones"),
-        (lambda place: (place / "outputs/backbones/model/config.json").unlink(), "config.json"),
-        (lambda place: (place / "prepared/drawing/train.json").unlink(), "drawing/train.json"),
-        (lambda place: (place / "params.yaml").write_text("size: smoke\nspeed: 3\n"), "speed"),
-        (lambda place: (place / "data.dvc").unlink(), "data.dvc"),
+        (lambda volume: shutil.rmtree(volume / "outputs/backbones"), "backbones"),
+        (lambda volume: (volume / "outputs/backbones/model/config.json").unlink(), "config.json"),
+        (lambda volume: (volume / "prepared/drawing/train.json").unlink(), "drawing/train.json"),
+        (lambda volume: (volume / "params.yaml").write_text("size: smoke\nspeed: 3\n"), "speed"),
+        (lambda volume: (volume / "data.dvc").unlink(), "data.dvc"),
     ],
 )
-def test_what_the_user_must_mend_is_named_with_exit_code_2(place, damage, names, monkeypatch, caplog):
-    damage(place)
-    monkeypatch.chdir(place)
+def test_what_the_user_must_mend_is_named_with_exit_code_2(volume, damage, names, monkeypatch, caplog):
+    damage(volume)
+    monkeypatch.chdir(volume)
     with caplog.at_level(logging.ERROR, "training.launching.stage_process"):
         assert main(["stage1", "--size", "smoke"]) == 2
     [record] = caplog.records
     assert names in record.message and record.exc_info is None
 
 
-def test_checkpoints_of_another_recipe_start_or_data_are_not_continued(volume):
-    folders = StageFolders("stage1", volume / "prepared", volume / "outputs", volume / "data.dvc")
-    params = load_params(volume / "params.yaml", "smoke")
+def test_checkpoints_of_other_parameters_start_or_data_are_not_continued(unused_volume):
+    folders = folders_of(unused_volume)
+    params = load_params(unused_volume / "params.yaml", "smoke")
     names = {
         folders.identity(params, "a", "d"),
         folders.identity(changed(params, lr=1e-4), "a", "d"),
@@ -208,13 +207,17 @@ def test_checkpoints_of_another_recipe_start_or_data_are_not_continued(volume):
     assert folders.identity(params, "a", "d") in names
 
 
+def folders_of(volume):
+    return StageFolders("stage1", volume / "prepared", volume / "outputs", volume / "data.dvc")
+
+
 def changed(params, **stage1):
     return params.model_copy(update={"stage1": params.stage1.model_copy(update=stage1)})
 
 
-def test_what_only_decides_how_quickly_the_same_is_learned_may_change_between_two_starts(volume):
-    folders = StageFolders("stage1", volume / "prepared", volume / "outputs", volume / "data.dvc")
-    params = load_params(volume / "params.yaml", "smoke")
+def test_parameters_that_only_change_speed_may_change_between_two_starts(unused_volume):
+    folders = folders_of(unused_volume)
+    params = load_params(unused_volume / "params.yaml", "smoke")
 
     quicker = changed(params, micro_batch=1, checkpoint_every=3, max_skipped=1)
     assert folders.identity(quicker, "a", "d") == folders.identity(params, "a", "d")
@@ -222,14 +225,14 @@ def test_what_only_decides_how_quickly_the_same_is_learned_may_change_between_tw
     assert folders.identity(other, "a", "d") == folders.identity(params, "a", "d")
 
 
-def test_checkpoints_that_are_not_continued_are_named(place):
-    process = start(place)
-    wait_for_step(place, 2)
+def test_checkpoints_that_are_not_continued_are_named(volume):
+    process = start(volume)
+    wait_for_step(volume, 2)
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
-    [left] = {path.parent for path in place.glob("outputs/stage1/*/step_*")}
-    write_params(place, **SHORT | {"lr": 1e-3})
+    [left] = {path.parent for path in volume.glob("outputs/stage1/*/step_*")}
+    write_params(volume, **SHORT | {"lr": 1e-3})
 
-    assert f"{left.relative_to(place)} is of other parameters, data or start: not continued" in finish(
-        start(place)
+    assert f"{left.relative_to(volume)} is of other parameters, data or start: not continued" in finish(
+        start(volume)
     )

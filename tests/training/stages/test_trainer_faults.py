@@ -1,6 +1,4 @@
-"""Laws of the training loop when something is wrong: with a gradient, a batch, a disk, or the number of
-processes.
-"""
+"""Laws of the training loop under faults: non-finite gradients, steps without targets, a full disk."""
 
 import logging
 import math
@@ -17,7 +15,7 @@ from model.text_tokenizer import build_text_tokenizer
 from tests.training.volume import ROOT
 from training.checkpoints import store
 from training.data.bad_records import BadRecordLog
-from training.data.batches import Batches
+from training.data.batch_loader import BatchLoader
 from training.data.mixture import Mixture
 from training.data.samples import ImageRef, Message, Sample
 from training.errors import Stopped
@@ -30,19 +28,20 @@ CONFIG = preset("tiny")
 
 
 @pytest.fixture
-def samples(tmp_path):
+def make_samples(tmp_path):
+    """Makes samples with or without a drawing."""
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
 
-    def sample(index, is_drawn):
-        reply = Message("assistant", "Here <image_gen>" if is_drawn else "Here")
-        images = (ImageRef(tmp_path / "red.png"),) if is_drawn else ()
+    def sample(index, has_drawing):
+        reply = Message("assistant", "Here <image_gen>" if has_drawing else "Here")
+        images = (ImageRef(tmp_path / "red.png"),) if has_drawing else ()
         return Sample(f"id-{index}", (Message("user", "Draw"), reply), images, "set", {})
 
-    return lambda *drawn: [sample(index, is_drawn) for index, is_drawn in enumerate(drawn)]
+    return lambda *have_drawings: [sample(index, has) for index, has in enumerate(have_drawings)]
 
 
 @pytest.fixture
-def trainer(tmp_path):
+def make_trainer(tmp_path):
     """Makes a Trainer of stage 3 on samples of one dataset."""
     torch.manual_seed(0)
     model = VargptForConditionalGeneration(CONFIG)
@@ -56,12 +55,12 @@ def trainer(tmp_path):
         chosen = params.stage3.model_copy(update={**few, **changes})
         tokenizer = CONFIG.image_tokenizer_config
         mixture = Mixture([(samples, 1.0)], 0)
-        batches = Batches(mixture, processor, tokenizer, chosen, 0, BadRecordLog(), bad_record_share=1.0)
+        loader = BatchLoader(mixture, processor, tokenizer, chosen, 0, BadRecordLog(), bad_record_share=1.0)
         return Trainer(
             make_accelerator("no"),
             model,
             freeze_for(model, stage),
-            batches,
+            loader,
             chosen,
             params.optimizer,
             0,
@@ -72,95 +71,101 @@ def trainer(tmp_path):
     return make
 
 
-def spoil_gradients(trainer, steps):
-    """Let the gradient of one weight be infinite at these steps; what is told of every step."""
-    reports = []
-    weight = trainer.learning[0]
-    weight.register_hook(lambda gradient: gradient * (math.inf if len(reports) in steps else 1.0))
-    return reports
+def make_gradients_infinite(trainer, steps):
+    """Let the gradient of one weight be infinite at these steps; the list that metrics must be added to."""
+    history = []
+    weight = trainer.trainable[0]
+    weight.register_hook(lambda gradient: gradient * (math.inf if len(history) in steps else 1.0))
+    return history
 
 
-def learned(trainer):
-    return [parameter.detach().clone() for parameter in trainer.learning]
+def copy_of_weights(trainer):
+    return [parameter.detach().clone() for parameter in trainer.trainable]
 
 
-def test_a_gradient_that_is_not_finite_changes_no_weight_and_names_the_records(trainer, samples, caplog):
-    run = trainer(samples(True, True, True))
-    reports, before = spoil_gradients(run, steps={0}), learned(run)
+def test_a_gradient_that_is_not_finite_changes_no_weight_and_names_the_records(
+    make_trainer, make_samples, caplog
+):
+    trainer = make_trainer(make_samples(True, True, True))
+    history, before = make_gradients_infinite(trainer, steps={0}), copy_of_weights(trainer)
 
-    def on_step(report):
-        if not reports:
-            assert all(torch.equal(*pair) for pair in zip(before, learned(run), strict=True))
-        reports.append(report)
+    def on_step(metrics):
+        if not history:
+            assert all(torch.equal(*pair) for pair in zip(before, copy_of_weights(trainer), strict=True))
+        history.append(metrics)
 
     with caplog.at_level(logging.WARNING):
-        run.run(0, on_step, dict)
+        trainer.run(0, on_step, dict)
 
-    assert [report.num_skipped for report in reports] == [1] * 6
-    assert all(parameter.isfinite().all() for parameter in run.learning)
-    assert not all(torch.equal(*pair) for pair in zip(before, learned(run), strict=True))
+    assert [metrics.num_skipped for metrics in history] == [1] * 6
+    assert all(parameter.isfinite().all() for parameter in trainer.trainable)
+    assert not all(torch.equal(*pair) for pair in zip(before, copy_of_weights(trainer), strict=True))
     [record] = [record for record in caplog.records if "step skipped" in record.message]
     assert "the gradient of step 0 is" in record.message
     assert sum(name in record.message for name in ("set/0 (id-0)", "set/1 (id-1)", "set/2 (id-2)")) == 2
 
 
-def test_more_such_steps_in_a_row_than_allowed_stop_the_run_and_single_ones_do_not(trainer, samples):
-    run = trainer(samples(True, True))
-    reports = spoil_gradients(run, steps={0, 1, 3, 4})
-    run.run(0, reports.append, dict)
-    assert reports[-1].num_skipped == 4
+def test_more_skipped_steps_in_a_row_than_the_limit_stop_the_run_and_fewer_do_not(make_trainer, make_samples):
+    trainer = make_trainer(make_samples(True, True))
+    history = make_gradients_infinite(trainer, steps={0, 1, 3, 4})
+    trainer.run(0, history.append, dict)
+    assert history[-1].num_skipped == 4
 
-    run = trainer(samples(True, True))
-    reports = spoil_gradients(run, steps={2, 3, 4})
+    trainer = make_trainer(make_samples(True, True))
+    history = make_gradients_infinite(trainer, steps={2, 3, 4})
     with pytest.raises(UserError, match=r"3 steps in a row had no finite gradient.*set/0 \(id-0\)"):
-        run.run(0, reports.append, dict)
-    assert len(reports) == 4
+        trainer.run(0, history.append, dict)
+    assert len(history) == 4
 
 
-def test_a_weight_that_is_not_finite_is_never_saved_and_checkpoints_before_stay(trainer, samples):
-    run = trainer(samples(True))
-    assert run.save(1, {})
+def test_a_weight_that_is_not_finite_is_never_saved_and_earlier_checkpoints_stay(make_trainer, make_samples):
+    trainer = make_trainer(make_samples(True))
+    assert trainer.save(1, {})
     with torch.no_grad():
-        run.learning[0].view(-1)[0] = math.nan
+        trainer.trainable[0].view(-1)[0] = math.nan
 
     with pytest.raises(store.NonFiniteError, match=r"step 2 is not saved: \S*weights\S* has values"):
-        run.save(2, {})
-    assert store.newest_step(run.checkpoints) == 1
+        trainer.save(2, {})
+    assert store.newest_step(trainer.checkpoint_dir) == 1
 
 
-def test_a_step_without_drawings_learns_nothing_in_a_stage_that_only_draws(trainer, samples):
-    run = trainer(samples(False, False))
-    before, reports = learned(run), []
+def test_a_step_without_drawings_changes_nothing_where_only_image_loss_has_a_weight(
+    make_trainer, make_samples
+):
+    trainer = make_trainer(make_samples(False, False))
+    before, history = copy_of_weights(trainer), []
 
-    run.run(0, reports.append, dict)
+    trainer.run(0, history.append, dict)
 
-    assert len(reports) == 6
-    assert all(torch.equal(*pair) for pair in zip(before, learned(run), strict=True))
+    assert len(history) == 6
+    assert all(torch.equal(*pair) for pair in zip(before, copy_of_weights(trainer), strict=True))
 
 
-def test_a_micro_batch_without_drawings_changes_nothing_beside_one_that_has_some(trainer, samples):
-    reports = []
+def test_a_micro_batch_without_drawings_does_not_change_the_gradient_of_the_others(
+    make_trainer, make_samples
+):
+    history = []
     for micro_batch in (1, 2):
-        run = trainer(samples(True, False), micro_batch=micro_batch, steps=1)
-        before = {name: value.clone() for name, value in run.loss.state_dict().items()}
-        run.run(0, reports.append, dict)
-        run.loss.load_state_dict(before)
+        trainer = make_trainer(make_samples(True, False), micro_batch=micro_batch, steps=1)
+        before = {name: value.clone() for name, value in trainer.loss.state_dict().items()}
+        trainer.run(0, history.append, dict)
+        trainer.loss.load_state_dict(before)
 
-    apart, together = reports
-    assert apart.losses["image"] == pytest.approx(together.losses["image"], rel=1e-5)
-    assert apart.gradient_norm == pytest.approx(together.gradient_norm, rel=1e-4) != 0
+    separate, together = history
+    assert separate.losses["image"] == pytest.approx(together.losses["image"], rel=1e-5)
+    assert separate.gradient_norm == pytest.approx(together.gradient_norm, rel=1e-4) != 0
 
 
-def test_a_stop_that_cannot_be_saved_is_no_stop_that_was_saved(trainer, samples, monkeypatch):
+def test_a_stop_that_could_not_be_saved_is_a_save_error(make_trainer, make_samples, monkeypatch):
     calls = []
 
     def should_stop():
         calls.append(None)
         return len(calls) > 2
 
-    run = trainer(samples(True), should_stop)
+    trainer = make_trainer(make_samples(True), should_stop)
     with pytest.raises(Stopped):
-        run.run(0, lambda report: None, dict)
+        trainer.run(0, lambda metrics: None, dict)
 
     calls.clear()
 
@@ -169,14 +174,14 @@ def test_a_stop_that_cannot_be_saved_is_no_stop_that_was_saved(trainer, samples,
 
     monkeypatch.setattr(store, "save_step", full_disk)
     with pytest.raises(store.SaveError, match="stopped after 2 steps, which could not be saved"):
-        run.run(0, lambda report: None, dict)
+        trainer.run(0, lambda metrics: None, dict)
 
 
 @pytest.mark.parametrize(
     ("error", "code"),
     [(store.SaveError("full"), 138), (OSError("gone"), 138), (UserError("wrong"), 2), (Stopped("so"), 143)],
 )
-def test_how_a_stage_ended_is_its_exit_code(monkeypatch, error, code):
+def test_the_exception_that_ended_a_stage_decides_its_exit_code(monkeypatch, error, code):
     def fail(options, stop):
         raise error
 

@@ -1,4 +1,4 @@
-"""Laws of the optimizer: Muon for the matrices of modules, AdamW for the rest, one state of both."""
+"""Laws of the tiny optimizer: Muon for weight matrices, AdamW for the rest, one state of both."""
 
 import copy
 
@@ -28,7 +28,7 @@ def optimizer_of(net, muon_lr=3e-2):
     return make_tiny_optimizer([net], schedule(muon_lr), OPTIMIZER)
 
 
-def learn(net, optimizer, first, last):
+def train_steps(net, optimizer, first, last):
     for step in range(first, last):
         set_learning_rates(optimizer, step, schedule(3e-2))
         generator = torch.Generator().manual_seed(step)
@@ -43,60 +43,60 @@ def test_every_parameter_learns_and_each_group_by_its_own_peak(net):
     before = copy.deepcopy(net.state_dict())
     optimizer = optimizer_of(net)
 
-    learn(net, optimizer, 0, 2)
+    train_steps(net, optimizer, 0, 2)
 
     assert all(not torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert {group["peak"]: group["lr"] for group in optimizer.param_groups} == {1e-2: 1e-2, 3e-2: 3e-2}
 
 
-def test_a_step_along_a_matrix_is_nearly_orthogonal_and_tables_are_left_to_adamw(net):
+def test_the_update_of_a_matrix_is_nearly_orthogonal_and_tables_are_left_to_adamw(net):
     weight = net[2].weight
     before = weight.detach().clone()
     optimizer = optimizer_of(net)
 
-    learn(net, optimizer, 0, 1)
+    train_steps(net, optimizer, 0, 1)
 
-    strengths = torch.linalg.svdvals(weight.detach() - before)
-    assert strengths.max() < 3 * strengths.min()
+    singular_values = torch.linalg.svdvals(weight.detach() - before)
+    assert singular_values.max() < 3 * singular_values.min()
     assert not any(parameter is net[3].weight for parameter in optimizer.matrices)
 
 
-def test_the_form_of_a_convolution_in_memory_does_not_change_what_is_learned():
+def test_the_memory_format_of_a_convolution_does_not_change_what_is_learned():
     ends = []
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
         net = nn.ModuleList([nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 4), nn.Embedding(4, 4)])
         net.to(memory_format=layout)
-        learn(net, optimizer_of(net), 0, 3)
+        train_steps(net, optimizer_of(net), 0, 3)
         ends.append(net[0].weight.detach().contiguous())
 
     torch.testing.assert_close(*ends, atol=2e-3, rtol=2e-2)
 
 
-def test_a_state_that_is_put_back_goes_on_with_the_same_bits(net):
+def test_a_restored_state_takes_the_same_steps_bit_for_bit(net):
     twin = copy.deepcopy(net)
     optimizer = optimizer_of(net)
-    learn(net, optimizer, 0, 6)
+    train_steps(net, optimizer, 0, 6)
 
     first = optimizer_of(twin)
-    learn(twin, first, 0, 3)
+    train_steps(twin, first, 0, 3)
     second = optimizer_of(twin)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    learn(twin, second, 3, 6)
+    train_steps(twin, second, 3, 6)
 
     assert all(torch.equal(value, twin.state_dict()[name]) for name, value in net.state_dict().items())
 
 
-def test_a_model_that_got_other_memory_still_learns(net):
+def test_a_model_whose_parameters_moved_in_memory_still_learns(net):
     optimizer = optimizer_of(net)
     for parameter in net.parameters():
         parameter.data = parameter.data.clone()
     before = net[2].weight.detach().clone()
 
-    learn(net, optimizer, 0, 1)
+    train_steps(net, optimizer, 0, 1)
 
     assert not torch.equal(before, net[2].weight)
 
 
-def test_without_a_rate_for_matrices_everything_is_adamw(net):
+def test_with_a_muon_rate_of_zero_everything_is_adamw(net):
     assert isinstance(optimizer_of(net, muon_lr=0.0), torch.optim.AdamW)

@@ -1,4 +1,4 @@
-"""What data is, by its content: the same however it is counted, named or laid out on the disk."""
+"""SHA-256 of datasets and of files by their content, whatever their paths and modification times."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from training.data.samples import Sample
 
 
 def samples_sha256(datasets: Iterable[Sequence[Sample]]) -> str:
-    """The hash of all conversations and of the bytes of all their pictures, in their order."""
+    """One hash of all conversations and of the bytes of all their images, in order."""
     digest = hashlib.sha256()
     for dataset in datasets:
         for sample in dataset:
@@ -22,7 +22,7 @@ def samples_sha256(datasets: Iterable[Sequence[Sample]]) -> str:
 
 
 def files_sha256(paths: Iterable[Path]) -> str:
-    """The hash of the content of files, in their order, and of nothing that is not there."""
+    """One hash of the content of files, in order; paths without a file are left out."""
     digest = hashlib.sha256()
     for path in paths:
         if path.is_file():

@@ -1,4 +1,4 @@
-"""Pictures and records in the layouts that readers read."""
+"""Writes small datasets in the published layouts, and opens them."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from training.data.bad_records import BadRecordLog
 from training.data.readers import open_dataset
 
 RED = (200, 30, 40)
-ASKED = [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": "Seven."}]
+QUESTION = [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": "Seven."}]
 
 
 def png(color=RED, mode="RGB", side=32):
@@ -37,7 +37,7 @@ def write_tar(path, members):
     return path
 
 
-def write_parquet(path, images, turns=ASKED, **more):
+def write_parquet(path, images, turns=QUESTION, **more):
     columns = {
         "id": [str(index) for index in range(len(images))],
         "image": images,
@@ -49,14 +49,16 @@ def write_parquet(path, images, turns=ASKED, **more):
     return path
 
 
-def cell(content, path=None):
+def image_cell(content, path=None):
     return {"bytes": content, "path": path}
 
 
-def read(path, root=None, **options):
+def open_with_log(path, root=None, **options):
+    """The samples of a dataset named `set`, and the log of its bad records."""
     bad_records = BadRecordLog()
     return open_dataset("set", path, root, bad_records, **options), bad_records
 
 
-def pixel(image):
+def color_of(image):
+    """Of one pixel, for images of one colour."""
     return image.open().getpixel((3, 3))

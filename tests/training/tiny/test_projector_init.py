@@ -1,4 +1,4 @@
-"""Generation projectors as stage 1 finds them: tokens come through the language model as they went in."""
+"""Laws of the initial projectors: image tokens come out of the language model as they went in."""
 
 import pytest
 import torch
@@ -7,11 +7,11 @@ from torch import nn
 
 from model.config import preset
 from model.modeling import VargptForConditionalGeneration
-from training.tiny.projector_start import initialize_projectors
+from training.tiny.projector_init import initialize_projectors
 
 
-def model_that_adds_nothing(width: int) -> VargptForConditionalGeneration:
-    """A tiny model whose language model hands on what it gets."""
+def model_with_identity_layers(width: int) -> VargptForConditionalGeneration:
+    """A tiny model whose language model adds nothing to its input."""
     config = preset("tiny")
     config.visual_decoder_config.width = width
     torch.manual_seed(0)
@@ -25,8 +25,8 @@ def model_that_adds_nothing(width: int) -> VargptForConditionalGeneration:
 
 
 @torch.no_grad()
-def through(model: VargptForConditionalGeneration) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens of some pyramids, and what the decoder gets to see of them behind the language model."""
+def tokens_before_and_after(model: VargptForConditionalGeneration) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens of random pyramids, and the same after both projectors and the language model."""
     codebook = model.config.image_tokenizer_config.codebook_size
     codes_GL = torch.randint(codebook, (8, model.config.num_image_tokens))
     tokens_GLC = model.embed_images(model.image_tokenizer.decoder_input(codes_GL))[0]
@@ -35,21 +35,21 @@ def through(model: VargptForConditionalGeneration) -> tuple[torch.Tensor, torch.
 
 
 @pytest.mark.parametrize("width", [96, 192])
-def test_tokens_come_through_the_language_model_in_their_direction_and_size(width):
-    model = model_that_adds_nothing(width)
+def test_tokens_keep_their_direction_and_size_through_the_language_model(width):
+    model = model_with_identity_layers(width)
     initialize_projectors(model)
-    before_GLC, after_GLC = through(model)
+    before_GLC, after_GLC = tokens_before_and_after(model)
     assert F.cosine_similarity(before_GLC, after_GLC, dim=-1).mean() > 0.99
     assert float(after_GLC.std() / before_GLC.std()) == pytest.approx(1, abs=0.15)
 
 
-def test_random_projectors_carry_nothing_through():
-    before_GLC, after_GLC = through(model_that_adds_nothing(96))
+def test_random_projectors_do_not_preserve_tokens():
+    before_GLC, after_GLC = tokens_before_and_after(model_with_identity_layers(96))
     assert F.cosine_similarity(before_GLC, after_GLC, dim=-1).mean().abs() < 0.3
 
 
 def test_a_decoder_wider_than_the_language_model_is_refused_by_both_names():
-    model = model_that_adds_nothing(192)
+    model = model_with_identity_layers(192)
     model.config.visual_decoder_config.width = 256
     with pytest.raises(ValueError, match=r"visual_decoder_config\.width 256 .* text_config\.hidden_size 192"):
         initialize_projectors(model)

@@ -1,0 +1,54 @@
+"""Counts attempts of a job that made no new checkpoint: an operator with ExitCode restarts it without end."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from training.launching.exit_codes import DONE, PERMANENT_FAILURE, STOPPED
+
+
+class AttemptCounter:
+    """Number of starts since the last new checkpoint, in a file on the volume of the checkpoints.
+
+    A start is counted before it happens, so that a launcher that is killed has counted, too.
+
+    Args:
+        folder: Of the stage; checkpoints lie anywhere below it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "attempts.json"
+
+    def begin(self) -> int:
+        """Count this start; its number, from 1."""
+        steps = total_committed_steps(self.folder)
+        saved = json.loads(self.path.read_text()) if self.path.exists() else {"steps": 0, "attempts": 0}
+        attempts = saved["attempts"] if steps <= saved["steps"] else 0
+        self._write(max(steps, saved["steps"]), attempts + 1)
+        return attempts + 1
+
+    def end(self, code: int) -> None:
+        """Uncount this start if it was merely stopped; delete the count when the job is over."""
+        if code in (DONE, PERMANENT_FAILURE):
+            self.path.unlink(missing_ok=True)
+        elif code == STOPPED:
+            saved = json.loads(self.path.read_text())
+            self._write(saved["steps"], saved["attempts"] - 1)
+
+    def _write(self, steps: int, attempts: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"steps": steps, "attempts": attempts}))
+        temporary.replace(self.path)
+
+
+def total_committed_steps(folder: Path) -> int:
+    """The newest committed step of each checkpoint folder below this one, added up."""
+    newest: Counter[Path] = Counter()
+    for marker in folder.glob("**/step_*/COMPLETE"):
+        number = marker.parent.name.removeprefix("step_")
+        if number.isdecimal():
+            series = marker.parent.parent
+            newest[series] = max(newest[series], int(number))
+    return newest.total()

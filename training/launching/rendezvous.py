@@ -1,0 +1,66 @@
+"""Rendezvous settings of torch's elastic agent, from the PET_ variables that the Training Operator sets."""
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from model.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendezvous:
+    """How many nodes and processes a job has, and where they meet.
+
+    Args:
+        num_processes: Of this node.
+        endpoint: `host:port` of the node that hosts the rendezvous store; empty if there is one node only.
+        run_id: Of the job, the same on all of its nodes.
+    """
+
+    min_nodes: int = 1
+    max_nodes: int = 1
+    num_processes: int = 1
+    endpoint: str = ""
+    backend: str = "c10d"
+    run_id: str = "vargpt"
+
+    @property
+    def is_single_process(self) -> bool:
+        """Whether one process is all, without an operator that reads its exit code."""
+        return not self.endpoint and self.num_processes == 1
+
+    @property
+    def hosts_store(self) -> bool:
+        """Whether this node hosts the rendezvous store, as exactly one node of a job does."""
+        return self.endpoint.rpartition(":")[0] == socket.gethostname()
+
+
+def parse_count(name: str, text: str) -> int:
+    """A count of at least 1; `auto`, `cpu` and `gpu` count the devices of this machine."""
+    if text in ("auto", "cpu", "gpu"):
+        from torch.distributed.run import determine_local_world_size
+
+        return determine_local_world_size(text)
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{name} must count at least 1, not {text!r}")
+    return int(text)
+
+
+def read_rendezvous(environment: Mapping[str, str], num_processes: str | None) -> Rendezvous:
+    """The settings that an operator injected; without any, one node.
+
+    Args:
+        num_processes: Count on this node, or `auto`, `cpu`, `gpu`; None for that of the environment.
+
+    Raises:
+        UserError: names the variable or option that is no count.
+    """
+    min_nodes, _, max_nodes = environment.get("PET_NNODES", "1").partition(":")
+    return Rendezvous(
+        min_nodes=parse_count("PET_NNODES", min_nodes),
+        max_nodes=parse_count("PET_NNODES", max_nodes or min_nodes),
+        num_processes=parse_count("--nproc", num_processes or environment.get("PET_NPROC_PER_NODE", "1")),
+        endpoint=environment.get("PET_RDZV_ENDPOINT", ""),
+        backend=environment.get("PET_RDZV_BACKEND", "c10d"),
+        run_id=environment.get("PET_RDZV_ID", "vargpt"),
+    )
