@@ -8,10 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from tokenizers import AddedToken
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -108,7 +107,7 @@ def import_weights(
 def _sources(
     llava: Path, var: Path | None, tokenizer: Path | None, config: VargptConfig
 ) -> list[WeightSource]:
-    language = {_published_name(name): tensor for name, tensor in _read(llava).items()}
+    language = {_published_name(name): tensor for name, tensor in read_weights(llava).items()}
     if any(name.startswith(RELEASED_PREFIX) for name in language):
         if var or tokenizer:
             raise UserError(
@@ -117,13 +116,13 @@ def _sources(
         return [WeightSource(llava, language, vargpt_weights)]
     if not (var and tokenizer):
         raise UserError(f"{llava} is no whole VARGPT: a decoder and an image tokenizer are needed with it")
-    decoder = _read(var)
+    decoder = read_weights(var)
     if CLASS_EMBEDDING in decoder:
         decoder[CLASS_EMBEDDING] = start_embedding_of(decoder[CLASS_EMBEDDING], config)
     return [
         WeightSource(llava, language, vargpt_weights),
         WeightSource(var, decoder, decoder_weights, "visual_decoder."),
-        WeightSource(tokenizer, _read(tokenizer), tokenizer_weights, "image_tokenizer."),
+        WeightSource(tokenizer, read_weights(tokenizer), tokenizer_weights, "image_tokenizer."),
     ]
 
 
@@ -138,13 +137,6 @@ def start_embedding_of(classes_RC: Tensor, config: VargptConfig) -> Tensor:
     rows[decoder.null_start] = classes_RC[-1]
     rows[decoder.image_start] = classes_RC[:-1].float().mean(0).to(rows.dtype)
     return rows
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return read_weights(path)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def _published_name(name: str) -> str:

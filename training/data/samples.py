@@ -13,7 +13,8 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from model.errors import UserError
-from model.text_tokenizer import EOS, IMAGE, IMAGE_END, IMAGE_GEN, IMAGE_PAD, IMAGE_START, PAD
+from model.text_tokenizer import BOS, EOS, IMAGE, IMAGE_END, IMAGE_GEN, IMAGE_PAD, IMAGE_START, PAD
+from model.transforms import check_shape, rgb_on_white
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ ROLES = {
     "gpt": "assistant",
     "assistant": "assistant",
 }
-RESERVED_TOKENS = (EOS, PAD, IMAGE_START, IMAGE_END, IMAGE_PAD)
+RESERVED_TOKENS = (BOS, EOS, PAD, IMAGE_START, IMAGE_END, IMAGE_PAD)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # Faults that the user must fix. Any other OSError is a file system, such as NFS, that fails for a moment.
 _MISSING_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
@@ -76,7 +77,8 @@ class ImageRef:
         content = self._read_with_retries()
         try:
             with Image.open(io.BytesIO(content)) as image:
-                return _rgb_on_white(ImageOps.exif_transpose(image))
+                check_shape(image)
+                return rgb_on_white(ImageOps.exif_transpose(image))
         except _DECODE_ERRORS as error:
             raise UserError(f"broken image {self.path}: {error}") from None
 
@@ -100,13 +102,6 @@ class ImageRef:
 def is_image(path: Path) -> bool:
     """Whether a file is an image by its name; hidden files are not."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
-def _rgb_on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 @dataclass(frozen=True, slots=True)
