@@ -17,6 +17,8 @@ class Limits:
     body_bytes: int = 16 * MEBIBYTE
     image_bytes: int = 8 * MEBIBYTE  # after base64
     image_pixels: int = 4096 * 4096  # width times height, read from the header
+    image_side: int = 8192  # the longer one, in pixels
+    image_aspect: float = 16.0  # longer side over shorter side
     images_per_request: int = 8
     messages: int = 64
     prompt_characters: int = 32_768  # of all messages together, counted before the text tokenizer runs
