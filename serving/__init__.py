@@ -1,1 +1,1 @@
-"""Everything that answers: engine, HTTP face, packaging, client."""
+"""Serving: engine, HTTP API in OpenAI's shapes, packaging, client."""

@@ -1,92 +1,132 @@
-"""The HTTP face: routes in OpenAI's shapes over a slot that holds the model."""
+"""FastAPI application: the routes under /v1 in OpenAI's shapes, and a page at /."""
 
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
-from serving.chat import answer_chat, answer_images
 from serving.config import Limits
-from serving.errors import ApiError, from_validation
+from serving.errors import ApiError
+from serving.handlers import answer_chat, answer_images
+from serving.home_page import home_page
 from serving.loaded_model import ModelSlot
-from serving.middleware import BodyMiddleware, IdentityMiddleware
+from serving.middleware import CHAT_PATH, IMAGES_PATH, AdmissionMiddleware, RequestLogMiddleware
+from serving.openapi import POST_ERRORS, add_request_schemas, errors, json_body
+from serving.request_body import BodyReader
+from serving.request_log import record_of
 from serving.schemas import ChatRequest, ImagesRequest
 
-ALL_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 DESCRIPTION = "Text and pictures in one conversation, in the shapes of OpenAI's API."
+ERROR_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+class VargptApi(FastAPI):
+    """FastAPI, with a document that knows the bodies which the routes read themselves."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        if self.openapi_schema is None:
+            add_request_schemas(super().openapi())
+        assert self.openapi_schema is not None
+        return self.openapi_schema
 
 
 def create_app(slot: ModelSlot, limits: Limits) -> FastAPI:
-    """The routes under /v1; every failure has the shape {"error": {message, type, param, code}}."""
-    app = FastAPI(
+    """The application; every failure has the shape {"error": {message, type, param, code}}."""
+    app = VargptApi(
         title="vargpt",
         description=DESCRIPTION,
         openapi_url="/v1/openapi.json",
         docs_url=None,  # the page would load its scripts from the network
         redoc_url=None,
+        redirect_slashes=False,
     )
-    app.add_middleware(BodyMiddleware, limits=limits, check_room=slot.check_room)
-    app.add_middleware(IdentityMiddleware, model_version=lambda: slot.model_version)
+    app.add_middleware(AdmissionMiddleware, limits=limits, check_room=slot.check_room)
+    app.add_middleware(RequestLogMiddleware, limits=limits, slot=slot)
     app.add_exception_handler(ApiError, _on_api_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_fault)
-    _add_routes(app, slot)
+    app.add_route("/", home_page, methods=["GET"], include_in_schema=False)
+    _add_post_routes(app, slot, BodyReader(limits))
+    _add_get_routes(app, slot)
+    # Without these the server around us would answer, in another shape.
+    for path in ("/v1", "/v1/{path:path}"):
+        app.add_route(path, _UnknownRoute(app), include_in_schema=False)
     return app
 
 
-def _add_routes(app: FastAPI, slot: ModelSlot) -> None:
-    @app.post("/v1/chat/completions", response_model=None)
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+def _add_post_routes(app: FastAPI, slot: ModelSlot, bodies: BodyReader) -> None:
+    @app.post(
+        CHAT_PATH,
+        response_model=None,
+        responses=errors(*POST_ERRORS),
+        openapi_extra=json_body(ChatRequest),
+    )
+    async def chat_completions(request: Request) -> Response:
         """Answers a conversation with text, pictures, or both."""
-        return await answer_chat(slot.require(), body, request)
+        return await answer_chat(slot.require(), bodies, request)
 
-    @app.post("/v1/images/generations", response_model=None)
-    async def images_generations(body: ImagesRequest, request: Request) -> Response:
+    @app.post(
+        IMAGES_PATH,
+        response_model=None,
+        responses=errors(*POST_ERRORS),
+        openapi_extra=json_body(ImagesRequest),
+    )
+    async def images_generations(request: Request) -> Response:
         """Draws pictures of a prompt."""
-        return await answer_images(slot.require(), body, request)
+        return await answer_images(slot.require(), bodies, request)
 
-    @app.get("/v1/models")
+
+def _add_get_routes(app: FastAPI, slot: ModelSlot) -> None:
+    @app.get("/v1/models", responses=errors())
     async def models() -> dict[str, Any]:
         """The one model of this service, with its version and lineage."""
         return {"object": "list", "data": [slot.require().card.body]}
 
-    @app.get("/v1/models/{model_id}")
+    @app.get("/v1/models/{model_id}", responses=errors(404))
     async def model(model_id: str) -> dict[str, Any]:
         """The same as an object by itself."""
-        backend = slot.require()
-        backend.check_model(model_id)
-        return backend.card.body
+        loaded = slot.require()
+        loaded.check_name(model_id)
+        return loaded.card.body
 
-    known = {route.path: sorted(route.methods) for route in app.routes if route.path.startswith("/v1/")}
 
-    @app.api_route("/v1/{path:path}", methods=ALL_METHODS, include_in_schema=False)
-    async def unknown(path: str, request: Request) -> Response:
-        """Without this route the server around us would answer, in another shape."""
-        if methods := known.get(request.url.path):
-            error = ApiError(405, f"{request.url.path} takes {', '.join(methods)}", code="method_not_allowed")
-            response = error.response()
-            response.headers["Allow"] = ", ".join(methods)
-            return response
-        return ApiError(404, f"{request.url.path[:200]} does not exist", code="not_found").response()
+class _UnknownRoute:
+    """Answers what no route takes: 405 where one would with another method, else 404."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, allowed = scope["path"], set()
+        for route in self._app.routes:
+            if route.matches(scope)[0] is not Match.NONE:
+                allowed |= getattr(route, "methods", None) or set()
+        if allowed:
+            methods = ", ".join(sorted(allowed))
+            raise ApiError(
+                405, f"{path[:200]} takes {methods}", code=ERROR_CODES[405], headers={"Allow": methods}
+            )
+        raise ApiError(404, f"{path[:200]} does not exist", code=ERROR_CODES[404])
 
 
 async def _on_api_error(request: Request, error: ApiError) -> JSONResponse:
+    record_of(request).outcome = error.code
     return error.response()
 
 
-async def _on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-    return from_validation(error.errors()[0]).response()
-
-
 async def _on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
-    return ApiError(error.status_code, str(error.detail), code="http_error").response()
+    code = ERROR_CODES.get(error.status_code, "http_error")
+    return await _on_api_error(
+        request, ApiError(error.status_code, str(error.detail), code=code, headers=error.headers)
+    )
 
 
 async def _on_fault(request: Request, error: Exception) -> JSONResponse:
     # This handler runs outside of all middleware, so the identity header is put on here.
     response = ApiError(500, "the service failed on this request", code="internal_error").response()
-    response.headers["X-Request-Id"] = getattr(request.state, "request_id", "")
+    response.headers["X-Request-Id"] = record_of(request).request_id
     return response

@@ -1,7 +1,8 @@
-"""A client of the service, and a way to start one for the time of a question."""
+"""HTTP client of the service, and a context manager that runs a service as a local process."""
 
 import base64
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -16,9 +17,13 @@ from typing import Any, Self
 import httpx
 
 from model.errors import UserError
+from serving.config import Limits
+from serving.packaging import SERVICE
 
 READY_SECONDS = 300.0
 STOP_SECONDS = 30.0
+# What was begun before a stop ends within the limits; a client that does not read cannot put it off for ever.
+GRACEFUL_SECONDS = int(Limits().deadline_seconds + Limits().send_seconds)
 LOG_CHARACTERS = 2000
 _BENTOML = (sys.executable, "-m", "bentoml", "serve")
 _NO_REPORTS = ("env", "BENTOML_DO_NOT_TRACK=True")
@@ -27,7 +32,7 @@ MEDIA_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: text, pictures as PNG files, and who answered."""
+    """A reply: its text, its pictures as PNG files, and the model version that gave it."""
 
     text: str
     pictures: tuple[bytes, ...]
@@ -90,20 +95,12 @@ def is_ready(url: str, timeout: float = 1.0) -> bool:
 
 def serve_command(target: str | Path, host: str, port: int) -> list[str]:
     """The command that serves a bento (a tag) or a published model (a folder) with this code."""
-    where = ["--host", host, "--port", str(port)]
-    if isinstance(target, Path):
-        root = str(Path(__file__).resolve().parent.parent)
-        model = f"VARGPT_MODEL={target.resolve()}"
-        return [
-            *_NO_REPORTS,
-            model,
-            *_BENTOML,
-            "serving.service:VargptService",
-            "--working-dir",
-            root,
-            *where,
-        ]
-    return [*_NO_REPORTS, *_BENTOML, target, *where]
+    options = ["--host", host, "--port", str(port), "--timeout-graceful-shutdown", str(GRACEFUL_SECONDS)]
+    if not isinstance(target, Path):
+        return [*_NO_REPORTS, *_BENTOML, target, *options]
+    model = f"VARGPT_MODEL={target.resolve()}"
+    root = str(Path(__file__).resolve().parent.parent)
+    return [*_NO_REPORTS, model, *_BENTOML, SERVICE, "--working-dir", root, *options]
 
 
 def newest_model(root: Path = Path(".")) -> Path | None:
@@ -135,7 +132,7 @@ def find_target() -> str | Path:
 
 
 class Server:
-    """A service of a bento or of a published model, for the time of a `with` block, on a free local port."""
+    """Process that serves a bento or a published model on a free local port during a `with` block."""
 
     def __init__(self, target: str | Path, ready_seconds: float = READY_SECONDS) -> None:
         self.target = target
@@ -150,8 +147,7 @@ class Server:
         fault = self._wait_until_ready()
         if fault is None:
             return self
-        self._log.seek(0)
-        log = self._log.read().decode(errors="replace")
+        log = self.log()
         self.__exit__()
         raise UserError(f"the service of {self.target} {fault}\n{log[-LOG_CHARACTERS:]}")
 
@@ -164,6 +160,12 @@ class Server:
             self.process.kill()
             self.process.wait()
         self._log.close()
+
+    def log(self) -> str:
+        """Everything that the process has written so far."""
+        file = self._log.fileno()
+        # Not read(): the process writes where this file's position is.
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
 
     def _wait_until_ready(self) -> str | None:
         """None when ready, else what is wrong."""

@@ -1,4 +1,4 @@
-"""The commands `vargpt package`, `vargpt serve` and `vargpt ask`: thin faces over functions."""
+"""Command line of serving: `vargpt package`, `vargpt serve` and `vargpt ask`."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from serving.client import Answer, Server, chat, find_target, is_ready, serve_co
 from serving.packaging import package as build_package
 
 LOCAL_URL = "http://127.0.0.1:3000"
+BENTO_STORE = Path("outputs") / "bentoml"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -25,6 +26,7 @@ def package(
     as_json: AsJson = False,
 ) -> None:
     """Builds a bento of a registered model version."""
+    _set_bento_store()
     tag = build_package(tracking_uri, model_uri)
     typer.echo(json.dumps({"bento_tag": tag, "model_uri": model_uri}) if as_json else tag)
 
@@ -38,6 +40,7 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
 ) -> None:
     """Serves a bento, or a published model with the code that lies here, until stopped."""
+    _set_bento_store()
     command = serve_command(_as_target(target), host, port)
     os.execvp(command[0], command)
 
@@ -57,6 +60,7 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Asks the model one thing; prints its text and where the pictures lie."""
+    _set_bento_store()
     options = {} if seed is None else {"seed": seed}
     if url is None and target is None and is_ready(LOCAL_URL):
         url = LOCAL_URL
@@ -67,6 +71,14 @@ def ask(
             answer = chat(server.url, prompt, image or (), **options)
     paths = answer.save(out)
     _report(answer, paths, as_json=as_json)
+
+
+def _set_bento_store() -> None:
+    """Bentos lie with the other results of the working directory, unless BENTOML_HOME says otherwise.
+
+    Called before anything imports BentoML, which reads the variable once.
+    """
+    os.environ.setdefault("BENTOML_HOME", str(BENTO_STORE.resolve()))
 
 
 def _report(answer: Answer, paths: list[Path], *, as_json: bool) -> None:

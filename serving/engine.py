@@ -1,4 +1,4 @@
-"""The scheduler: one thread owns the model and answers what waits in batches."""
+"""Engine: one thread that owns the model and answers a bounded queue of choices in batches."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
+from model.errors import UserError
 from serving.config import Limits
-from serving.jobs import Choice, Finished, Job, Listener
-from serving.metrics import Meters
+from serving.jobs import Choice, Finished, Job, JobOptions, Listener
+from serving.metrics import EngineMetrics
 
-if TYPE_CHECKING:  # types alone: the HTTP face starts without waiting for torch
+if TYPE_CHECKING:  # types alone: the HTTP API starts without waiting for torch
     from model.generation.generate import Event, Reply, Request
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ SMOOTHING = 0.2  # weight of the newest batch in the running mean of batch durat
 
 
 class Generate(Protocol):
-    """`model.generation.generate` with its model already given."""
+    """`model.generation.generate.generate` with its model already given."""
 
     def __call__(
         self,
@@ -48,28 +49,35 @@ class QueueFullError(Exception):
 
 
 class ClosedError(Exception):
-    """The engine takes no more work."""
+    """The engine takes no more work, for it is being shut down."""
+
+
+class BrokenError(Exception):
+    """The engine takes no more work, for the device or the model has failed; only a restart helps."""
 
 
 class Engine:
-    """A bounded queue in front of a model that one thread runs."""
+    """A bounded queue in front of a model that one thread runs.
+
+    Args:
+        is_fatal: Whether an error of `generate` means that every further call would fail as well.
+    """
 
     def __init__(
-        self,
-        generate: Generate,
-        limits: Limits,
-        meters: Meters | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, generate: Generate, limits: Limits, is_fatal: Callable[[Exception], bool] = lambda error: False
     ) -> None:
         self.limits = limits
-        self.meters = meters or Meters()
+        self.metrics = EngineMetrics()
+        self.metrics.watch(queue_length=lambda: self.num_waiting, running=lambda: self.num_running)
         self.generate = generate
-        self._clock = clock
+        self._is_fatal = is_fatal
         self._wake = threading.Condition()
         self._waiting: deque[Choice] = deque()
         self._running: list[Choice] = []
-        self._closed = False
-        self._last_beat = clock()
+        self._is_closed = False
+        self._is_broken = False
+        self._faults_in_a_row = 0
+        self._last_progress = time.monotonic()
         self._mean_batch_seconds = 0.0
         self._thread = threading.Thread(target=self._work, name="vargpt-engine", daemon=True)
 
@@ -77,23 +85,20 @@ class Engine:
         """Starts the thread that owns the model."""
         self._thread.start()
 
-    def submit(self, requests: Sequence[Request], listener: Listener, *, draws_only: bool = False) -> Job:
+    def submit(self, requests: Sequence[Request], listener: Listener, options: JobOptions) -> Job:
         """Puts the choices of one HTTP request into the queue, all or none.
 
         Args:
-            listener: Called from the engine's thread with (index of the choice, updates).
-            draws_only: End a choice as soon as its pictures are complete.
+            listener: Called from the engine's thread.
 
         Raises:
             QueueFullError: There is no room.
-            ClosedError: The engine drains or has stopped.
+            ClosedError: The engine is being shut down.
+            BrokenError: The engine has failed.
         """
         with self._wake:
-            self._refuse_when_closed()
-            self._sweep()
-            if len(self._waiting) + len(requests) > self.limits.queue_length:
-                raise QueueFullError(self.retry_after)
-            job = Job(requests, listener, self._clock() + self.limits.deadline_seconds, draws_only=draws_only)
+            self._check_room(len(requests))
+            job = Job(requests, listener, options, submitted=time.monotonic())
             self._waiting.extend(job.choices)
             self._wake.notify()
         return job
@@ -101,10 +106,7 @@ class Engine:
     def check_room(self) -> None:
         """Raises what `submit` would raise for one choice: to refuse before a body is read."""
         with self._wake:
-            self._refuse_when_closed()
-            self._sweep()
-            if len(self._waiting) >= self.limits.queue_length:
-                raise QueueFullError(self.retry_after)
+            self._check_room(1)
 
     def drain(self, seconds: float) -> bool:
         """Takes no more work, finishes what there is; what is left after that time is cancelled.
@@ -113,7 +115,7 @@ class Engine:
             Whether everything was finished in time.
         """
         with self._wake:
-            self._closed = True
+            self._is_closed = True
             self._wake.notify()
         if not self._thread.is_alive():
             return True
@@ -127,10 +129,16 @@ class Engine:
         return False
 
     @property
-    def alive(self) -> bool:
-        """Whether the thread runs and has shown progress lately."""
-        silent = self._clock() - self._last_beat
-        return self._thread.is_alive() and (not self._running or silent < self.limits.stall_seconds)
+    def is_alive(self) -> bool:
+        """Whether the engine can work: no fatal fault, and progress lately. If not, only a restart helps."""
+        silent = time.monotonic() - self._last_progress
+        is_stalled = bool(self._running) and silent >= self.limits.stall_seconds
+        return self._thread.is_alive() and not self._is_broken and not is_stalled
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine takes work."""
+        return self.is_alive and not self._is_closed
 
     @property
     def num_waiting(self) -> int:
@@ -148,47 +156,65 @@ class Engine:
         num_batches = 1 + math.ceil(len(self._waiting) / self.limits.batch_size)
         return max(1, math.ceil(num_batches * self._mean_batch_seconds))
 
-    def _refuse_when_closed(self) -> None:
-        if self._closed or not self._thread.is_alive():
-            raise ClosedError("the service is shutting down" if self._closed else "the engine is not running")
+    def _check_room(self, number: int) -> None:
+        """The caller holds the lock."""
+        if self._is_broken:
+            raise BrokenError("the model has failed; the service must be restarted")
+        if self._is_closed or not self._thread.is_alive():
+            raise ClosedError("the service is shutting down")
+        self._drop_abandoned()
+        if len(self._waiting) + number > self.limits.queue_length:
+            raise QueueFullError(self.retry_after)
 
-    def _sweep(self) -> None:
+    def _drop_abandoned(self) -> None:
         """Takes out of the queue what nobody waits for any more; the caller holds the lock."""
-        now = self._clock()
+        now = time.monotonic()
         gone = [choice for choice in self._waiting if choice.job.is_over(now)]
         if gone:
             self._waiting = deque(choice for choice in self._waiting if choice not in gone)
         for choice in gone:
-            self._give_up(choice)
+            self._abandon(choice)
 
     def _work(self) -> None:
         while batch := self._next_batch():
-            started = self._last_beat
+            started = self._last_progress
             self._run(batch)
             with self._wake:
                 self._running = []
-            self._note_duration(self._clock() - started, len(batch))
+            self._note_duration(time.monotonic() - started, len(batch))
+        with self._wake:
+            waiting, self._waiting = self._waiting, deque()
+        for choice in waiting:
+            self._fail(choice, BrokenError("the model has failed on an earlier request"))
 
     def _next_batch(self) -> list[Choice]:
         """Waits for work; empty when there will be none."""
         with self._wake:
-            self._sweep()
-            while not self._waiting and not self._closed:
+            self._drop_abandoned()
+            while not (self._waiting or self._is_closed or self._is_broken):
                 self._wake.wait()
-                self._sweep()
+                self._drop_abandoned()
+            if self._is_broken:
+                return []
             size = min(len(self._waiting), self.limits.batch_size)
-            self._last_beat = self._clock()
+            self._last_progress = now = time.monotonic()
             self._running = [self._waiting.popleft() for _ in range(size)]
-            return self._running
+        for choice in self._running:
+            choice.job.started = choice.job.started or now
+            self.metrics.observe_start(choice, now)
+        return self._running
 
     def _run(self, batch: list[Choice]) -> None:
         def on_event(event: Event) -> None:
-            self._last_beat = self._clock()
-            batch[event.request_index].on_event(event)
+            self._last_progress = now = time.monotonic()
+            choice = batch[event.request_index]
+            choice.job.first_token = choice.job.first_token or now
+            self.metrics.observe_event(choice, event, now)
+            choice.on_event(event, now)
 
         def should_stop(index: int) -> bool:
-            self._last_beat = self._clock()
-            return batch[index].should_stop(self._last_beat)
+            self._last_progress = now = time.monotonic()
+            return batch[index].should_stop(now)
 
         requests = [choice.request for choice in batch]
         try:
@@ -196,39 +222,52 @@ class Engine:
         except Exception as error:  # the border of the thread: a faulty request must not end the service
             self._recover(batch, error)
             return
+        self._faults_in_a_row = 0
         for choice, reply in zip(batch, replies, strict=True):
             self._finish(choice, reply)
 
     def _recover(self, batch: list[Choice], error: Exception) -> None:
         """Runs the choices one by one, so that only the faulty one fails; too late once anything was sent."""
-        if len(batch) > 1 and not any(choice.has_spoken for choice in batch):
+        is_fatal = self._is_fatal(error)
+        if not is_fatal and len(batch) > 1 and not any(choice.has_begun for choice in batch):
             logger.warning("a batch of %d failed (%s); running its choices one by one", len(batch), error)
             for choice in batch:
-                self._run([choice])
+                if self._is_broken:
+                    self._fail(choice, BrokenError("the model has failed on an earlier request"))
+                else:
+                    self._run([choice])
             return
-        if not isinstance(error, ValueError):
-            logger.error("generation failed", exc_info=error)
+        if not isinstance(error, UserError):
+            self._note_fault(batch, error, is_fatal=is_fatal)
         for choice in batch:
-            self.meters.count("choices", outcome="failed")
-            choice.notify(error)
+            self._fail(choice, error)
+
+    def _note_fault(self, batch: list[Choice], error: Exception, *, is_fatal: bool) -> None:
+        request_ids = ", ".join(sorted({choice.job.options.request_id for choice in batch}))
+        logger.error("generation failed for request %s", request_ids, exc_info=error)
+        self._faults_in_a_row += 1
+        if is_fatal or self._faults_in_a_row >= self.limits.faults_in_a_row:
+            logger.critical("the engine has stopped after %d faults in a row", self._faults_in_a_row)
+            self._is_broken = True
 
     def _finish(self, choice: Choice, reply: Reply) -> None:
         if reply.finish_reason == "cancelled":
             if not choice.is_complete:
-                self._give_up(choice)
+                self._abandon(choice)
                 return
             reply = replace(reply, finish_reason="stop")
-        self.meters.count("choices", outcome="answered")
-        self.meters.count("text_tokens", len(reply.token_ids))
-        self.meters.count("images", len(reply.images))
+        self.metrics.observe_reply(choice, reply, time.monotonic())
         choice.notify(Finished(reply))
 
-    def _give_up(self, choice: Choice) -> None:
-        self.meters.count("choices", outcome="cancelled" if choice.job.cancelled else "expired")
+    def _fail(self, choice: Choice, error: Exception) -> None:
+        self.metrics.choices.labels(outcome="failed").inc()
+        choice.notify(error)
+
+    def _abandon(self, choice: Choice) -> None:
+        self.metrics.choices.labels(outcome="cancelled" if choice.job.cancelled else "expired").inc()
         choice.notify(TimeoutError("the deadline has passed"))
 
     def _note_duration(self, seconds: float, size: int) -> None:
-        self.meters.observe("batch_seconds", seconds)
-        self.meters.observe("batch_size", size)
+        self.metrics.observe_batch(size, seconds)
         mean = self._mean_batch_seconds
         self._mean_batch_seconds = seconds if mean == 0 else mean + SMOOTHING * (seconds - mean)

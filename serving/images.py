@@ -1,4 +1,4 @@
-"""Pictures at the border: data URLs in, data URLs out; nothing is ever fetched."""
+"""Decoding and encoding of pictures in requests and responses: data URLs only, nothing is fetched."""
 
 import base64
 import binascii
@@ -77,9 +77,14 @@ def _not_a_data_url(url: str, param: str) -> ApiError:
 
 def _check_header(image: Image.Image, limits: Limits, param: str) -> None:
     width, height = image.size
+    size = f"{param} has {width} x {height} pixels"
     if width * height > limits.image_pixels:
-        message = f"{param} has {width} x {height} pixels; at most {limits.image_pixels} are read"
-        raise too_large(message, param)
+        raise too_large(f"{size}; at most {limits.image_pixels} are read", param)
+    if max(width, height) > limits.image_side:
+        raise too_large(f"{size}; no side may have more than {limits.image_side}", param)
+    if max(width, height) > limits.image_aspect * min(width, height):
+        message = f"{size}; the longer side may be at most {limits.image_aspect:g} times the shorter"
+        raise bad_request(message, param, "invalid_image")
     if getattr(image, "n_frames", 1) > 1:
         raise bad_request(f"{param} is animated ({image.n_frames} frames)", param, "invalid_image")
 

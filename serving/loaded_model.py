@@ -1,17 +1,16 @@
-"""The loaded model as the HTTP face sees it, and the slot in which it appears when it is ready."""
+"""The loaded model as the HTTP API sees it, and the slot in which it appears when it is ready."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from serving.engine import ClosedError, Engine, QueueFullError
+from serving.engine import BrokenError, ClosedError, Engine, QueueFullError
 from serving.errors import ApiError
 from serving.job_stream import refusal
 
-if TYPE_CHECKING:  # types alone: the HTTP face starts without waiting for torch
+if TYPE_CHECKING:  # types alone: the HTTP API starts without waiting for torch
     from serving.request_builder import RequestBuilder
     from serving.thread_safe_processor import ThreadSafeProcessor
 
@@ -46,16 +45,15 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that is loaded, warm and being run."""
+    """A model that is loaded and warmed up, with the engine that runs it."""
 
     card: ModelCard
     engine: Engine
-    prompts: RequestBuilder
+    request_builder: RequestBuilder
     processor: ThreadSafeProcessor
-    preparing: asyncio.Semaphore
 
-    def check_model(self, asked: str | None) -> None:
-        """Raises ApiError when the request names another model."""
+    def check_name(self, asked: str | None) -> None:
+        """Raises ApiError when a request names another model."""
         if asked is not None and asked != self.card.id:
             raise ApiError(
                 404,
@@ -66,33 +64,43 @@ class LoadedModel:
 
 
 class ModelSlot:
-    """Holds the backend once there is one; until then, or after a failure to load, says so."""
+    """Holds the model once it is loaded; until then, or after a failure to load, says so."""
 
     def __init__(self) -> None:
-        self.backend: LoadedModel | None = None
+        self.model: LoadedModel | None = None
         self.failure: str | None = None
 
     @property
     def model_version(self) -> str:
-        """For the header of every answer."""
-        return self.backend.card.version if self.backend else "none"
+        """For the header of every response."""
+        return self.model.card.version if self.model else "none"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.model is not None and self.model.engine.is_ready
+
+    @property
+    def is_alive(self) -> bool:
+        """False when only a restart helps."""
+        return self.failure is None if self.model is None else self.model.engine.is_alive
 
     def require(self) -> LoadedModel:
-        """The backend; an ApiError 503 when there is none."""
+        """The model; an ApiError 503 when there is none."""
         if self.failure is not None:
             raise ApiError(503, f"the model could not be loaded: {self.failure}", code="model_failed")
-        if self.backend is None:
+        if self.model is None:
             raise ApiError(
                 503, "the model is being loaded", code="model_loading", retry_after=LOADING_RETRY_SECONDS
             )
-        return self.backend
+        return self.model
 
     def check_room(self) -> None:
         """Raises ApiError when no request would be taken now."""
         engine = self.require().engine
         try:
             engine.check_room()
-        except (QueueFullError, ClosedError) as error:
+        except (QueueFullError, ClosedError, BrokenError) as error:
             raise refusal(engine, error) from None
 
 

@@ -1,6 +1,5 @@
-"""From a folder on disk to a backend that answers: verify, load, start the engine, warm up."""
+"""Loading of a published model for serving: verify, load, start the engine, warm up."""
 
-import asyncio
 import functools
 import json
 import logging
@@ -17,8 +16,9 @@ from model.generation.generate import Request, generate
 from model.generation.sampling import SamplingParams
 from model.manifest import LINEAGE, MANIFEST, manifest_sha256, verify
 from serving.config import Limits
+from serving.device_errors import is_fatal
 from serving.engine import Engine
-from serving.jobs import Finished
+from serving.jobs import Finished, JobOptions
 from serving.loaded_model import LoadedModel, ModelCard
 from serving.packaging import NAME
 from serving.request_builder import RequestBuilder
@@ -52,22 +52,27 @@ def load_model_for_serving(
     model, processor = load_model(folder, dtype=_torch_dtype(dtype), device=device)
     model.eval()
     card = _card(folder, model.config.image_size, facts or {})
-    engine = Engine(functools.partial(generate, model), limits)
+    engine = Engine(functools.partial(generate, model), limits, is_fatal)
     engine.start()
-    context = model.config.text_config.max_position_embeddings
-    guarded = ThreadSafeProcessor(processor)
-    prompts = RequestBuilder(guarded, limits, image_size=model.config.image_size, context=context)
-    warm_up(engine, prompts)
+    shared_processor = ThreadSafeProcessor(processor, num_writers=limits.preparing_requests)
+    request_builder = RequestBuilder(
+        shared_processor,
+        limits,
+        image_size=model.config.image_size,
+        num_image_tokens=model.config.num_image_tokens,
+        context=model.config.text_config.max_position_embeddings,
+    )
+    warm_up(engine, request_builder)
     logger.info("model %s ready on %s in %.1f s", card.version, device, time.monotonic() - started)
-    return LoadedModel(card, engine, prompts, guarded, asyncio.Semaphore(limits.preparing_requests))
+    return LoadedModel(card, engine, request_builder, shared_processor)
 
 
-def warm_up(engine: Engine, prompts: RequestBuilder) -> None:
+def warm_up(engine: Engine, request_builder: RequestBuilder) -> None:
     """Writes some text and draws one picture, so that the first client does not wait for compilation."""
     params = SamplingParams(max_new_tokens=2, max_images=1)
     messages = [{"role": "user", "content": "Draw a picture."}]
-    text = prompts.write(messages, params)
-    picture = prompts.write(messages, params, force_image=True)
+    text = request_builder.build(messages, params)
+    picture = request_builder.build(messages, params, force_image=True)
     _run([text, picture], engine)
 
 
@@ -76,15 +81,17 @@ def _run(requests: list[Request], engine: Engine) -> None:
     failures: list[Exception] = []
     remaining = set(range(len(requests)))
 
-    def listen(index: int, updates: object) -> None:
-        if isinstance(updates, Exception):
-            failures.append(updates)
-        if isinstance(updates, Exception | Finished):
+    def listen(index: int, update: object) -> None:
+        if isinstance(update, Exception):
+            failures.append(update)
+        if isinstance(update, Exception | Finished):
             remaining.discard(index)
         if not remaining:
             done.set()
 
-    engine.submit(requests, listen)
+    now = time.monotonic()
+    options = JobOptions(request_id="warm-up", arrived=now, deadline=now + WARM_UP_SECONDS)
+    engine.submit(requests, listen, options)
     if not done.wait(WARM_UP_SECONDS):
         raise UserError(f"the model did not answer within {WARM_UP_SECONDS:g} seconds")
     if failures:

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shapes: whole completions and the chunks of a stream."""
+"""Response bodies in OpenAI's shapes: whole completions, and the events of a stream."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from serving.images import encode_data_url, encode_png
 from serving.loaded_model import unix_now
 from serving.stream_decoder import TEXT_SEPARATOR
 
-if TYPE_CHECKING:  # types alone: the HTTP face starts without waiting for torch
+if TYPE_CHECKING:  # types alone: the HTTP API starts without waiting for torch
     from model.generation.generate import Reply
 
-Piece = str | Image.Image  # what a reply consists of, in order
+ReplyPart = str | Image.Image  # what a reply consists of, in order
 
 DONE = "data: [DONE]\n\n"
-HEARTBEAT_LINE = ": still working\n\n"
+HEARTBEAT = ": still working\n\n"
 
 
 def event(body: dict[str, Any]) -> str:
-    """One event of a stream."""
+    """One server-sent event."""
     return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
@@ -41,8 +41,8 @@ def usage(replies: Sequence[Reply]) -> dict[str, Any]:
     }
 
 
-def drawing(pictures: Sequence[Image.Image], replies: Sequence[Reply], seed: int) -> dict[str, Any]:
-    """Body of an answer from /v1/images/generations."""
+def images_body(pictures: Sequence[Image.Image], replies: Sequence[Reply], seed: int) -> dict[str, Any]:
+    """Body of a response of /v1/images/generations."""
     spent = usage(replies)
     width, height = pictures[0].size
     return {
@@ -62,24 +62,25 @@ def drawing(pictures: Sequence[Image.Image], replies: Sequence[Reply], seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatShape:
-    """The parts that all chunks of one answer, or one whole answer, have in common.
+class ChatReplyFormat:
+    """What all chunks of one chat response, or one whole response, have in common.
 
     Args:
         in_parts: Content as a list of ordered parts instead of a string with the pictures beside it.
-        texts: Whether the caller wants text at all.
+        with_text: Whether the caller wants text at all.
+        with_usage: Whether a stream ends with its usage.
     """
 
     model: str
     seed: int
     in_parts: bool = False
-    texts: bool = True
+    with_text: bool = True
     with_usage: bool = False
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=unix_now)
 
-    def completion(self, choices: Sequence[Sequence[Piece]], replies: Sequence[Reply]) -> dict[str, Any]:
-        """Body of an answer that is not streamed."""
+    def completion(self, choices: Sequence[Sequence[ReplyPart]], replies: Sequence[Reply]) -> dict[str, Any]:
+        """Body of a response that is not streamed."""
         return {
             "id": self.id,
             "object": "chat.completion",
@@ -89,51 +90,51 @@ class ChatShape:
             "choices": [
                 {
                     "index": index,
-                    "message": self._message(pieces),
+                    "message": self._message(parts),
                     "finish_reason": reply.finish_reason,
                     "logprobs": None,
                 }
-                for index, (pieces, reply) in enumerate(zip(choices, replies, strict=True))
+                for index, (parts, reply) in enumerate(zip(choices, replies, strict=True))
             ],
             "usage": usage(replies),
         }
 
-    def opening(self, index: int) -> str:
-        """The first chunk of a choice: who speaks."""
-        return self._chunk("text", index, {"role": "assistant", "content": [] if self.in_parts else ""})
+    def first_event(self, index: int) -> str:
+        """The first event of a choice: its role."""
+        return self._event("text", index, {"role": "assistant", "content": [] if self.in_parts else ""})
 
-    def piece(self, index: int, piece: Piece) -> str:
-        """A chunk with some more text or with one picture."""
-        modality = "text" if isinstance(piece, str) else "image"
+    def part_event(self, index: int, part: ReplyPart) -> str:
+        """An event with some more text or with one picture."""
+        modality = "text" if isinstance(part, str) else "image"
         if self.in_parts:
-            return self._chunk(modality, index, {"content": [_part(piece)]})
-        if isinstance(piece, str):
-            return self._chunk(modality, index, {"content": piece})
-        return self._chunk(modality, index, {"images": [_part(piece)]})
+            return self._event(modality, index, {"content": [_content_part(part)]})
+        if isinstance(part, str):
+            return self._event(modality, index, {"content": part})
+        return self._event(modality, index, {"images": [_content_part(part)]})
 
-    def closing(self, index: int, finish_reason: str) -> str:
-        """The last chunk of a choice."""
-        return self._chunk("text", index, {}, finish_reason)
+    def last_event(self, index: int, finish_reason: str) -> str:
+        """The last event of a choice."""
+        return self._event("text", index, {}, finish_reason)
 
-    def usage_chunk(self, replies: Sequence[Reply]) -> str:
-        """The last chunk of a stream that was asked to include its usage."""
-        return event({**self._chunk_head("text"), "choices": [], "usage": usage(replies)})
+    def usage_event(self, replies: Sequence[Reply]) -> str:
+        """The last event of a stream that was asked to include its usage."""
+        return event({**self._common("text"), "choices": [], "usage": usage(replies)})
 
-    def wants(self, piece: Piece) -> bool:
-        """Whether a piece is of a modality that was asked for, and not empty."""
-        return self.texts and piece != "" if isinstance(piece, str) else True
+    def wants(self, part: ReplyPart) -> bool:
+        """Whether a part is of a modality that was asked for, and not empty."""
+        return self.with_text and part != "" if isinstance(part, str) else True
 
-    def _message(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        wanted = [piece for piece in pieces if self.wants(piece)]
+    def _message(self, parts: Sequence[ReplyPart]) -> dict[str, Any]:
+        wanted = [part for part in parts if self.wants(part)]
         if self.in_parts:
-            return {"role": "assistant", "content": [_part(piece) for piece in wanted]}
-        text = TEXT_SEPARATOR.join(piece for piece in wanted if isinstance(piece, str))
+            return {"role": "assistant", "content": [_content_part(part) for part in wanted]}
+        text = TEXT_SEPARATOR.join(part for part in wanted if isinstance(part, str))
         message: dict[str, Any] = {"role": "assistant", "content": text}
-        if pictures := [_part(piece) for piece in wanted if not isinstance(piece, str)]:
+        if pictures := [_content_part(part) for part in wanted if not isinstance(part, str)]:
             message["images"] = pictures
         return message
 
-    def _chunk_head(self, modality: str) -> dict[str, Any]:
+    def _common(self, modality: str) -> dict[str, Any]:
         return {
             "id": self.id,
             "object": "chat.completion.chunk",
@@ -142,15 +143,15 @@ class ChatShape:
             "modality": modality,
         }
 
-    def _chunk(
+    def _event(
         self, modality: str, index: int, delta: dict[str, Any], finish_reason: str | None = None
     ) -> str:
         choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        body = {**self._chunk_head(modality), "choices": [choice]}
+        body = {**self._common(modality), "choices": [choice]}
         return event({**body, "usage": None} if self.with_usage else body)
 
 
-def _part(piece: Piece) -> dict[str, Any]:
-    if isinstance(piece, str):
-        return {"type": "text", "text": piece}
-    return {"type": "image_url", "image_url": {"url": encode_data_url(piece)}}
+def _content_part(part: ReplyPart) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image_url", "image_url": {"url": encode_data_url(part)}}

@@ -1,4 +1,4 @@
-"""From the shapes of the HTTP face to what the model takes, with every limit checked on the way."""
+"""From checked request bodies to the prompts that the model takes, with every limit checked on the way."""
 
 import re
 import secrets
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from model.errors import UserError
 from model.generation.generate import Request
 from model.generation.sampling import SamplingParams
 from serving.config import Limits
@@ -16,24 +17,8 @@ from serving.stream_decoder import TEXT_SEPARATOR
 from serving.thread_safe_processor import ThreadSafeProcessor
 
 RANDOM_SEED_BITS = 31
-MAX_SEED = 2**63 - 1024  # the generator takes 63 bits; room for the seeds of further choices
-API_NAMES = {  # of the fields of SamplingParams
-    "text_temperature": "temperature",
-    "text_top_k": "top_k",
-    "text_top_p": "top_p",
-    "max_new_tokens": "max_tokens",
-    "image_temperature": "image.temperature",
-    "image_top_k": "image.top_k",
-    "image_top_p": "image.top_p",
-    "fine_top_p": "image.fine_top_p",
-    "guidance": "image.guidance",
-    "fine_guidance": "image.fine_guidance",
-    "guidance_mode": "image.guidance_mode",
-    "cooling": "image.cooling",
-    "smoothing": "image.smoothing",
-    "max_images": "image.max_images",
-}
-_PARAMS_FIELD = re.compile(r"\b(" + "|".join(sorted(API_NAMES, key=len, reverse=True)) + r")\b")
+SMALLEST_TEMPERATURE = 1e-3  # below, a temperature means the likeliest choice, as 0 does
+SMALLEST_TOP_P = 1e-6  # below, a top-p keeps the best choice alone, as this does
 _MESSAGE_PATH = re.compile(r"messages\[\d+\](\.\w+)?")
 _ASKS_TO_DRAW = re.compile(r"\s*(draw|paint)\b", re.IGNORECASE)
 
@@ -43,31 +28,42 @@ class RequestBuilder:
 
     Args:
         image_size: Side of a drawn picture in pixels.
+        num_image_tokens: Positions that a drawn picture takes, less its start and its end.
         context: Positions that the model has for prompt and reply together.
     """
 
     def __init__(
-        self, processor: ThreadSafeProcessor, limits: Limits, *, image_size: int, context: int
+        self,
+        processor: ThreadSafeProcessor,
+        limits: Limits,
+        *,
+        image_size: int,
+        num_image_tokens: int,
+        context: int,
     ) -> None:
         self._processor = processor
         self._limits = limits
         self._image_size = image_size
         self._max_tokens = min(limits.prompt_tokens, context - 1)
+        self._max_tokens_before_image = min(limits.prompt_tokens, context - num_image_tokens - 2)
 
-    def chat(self, body: ChatRequest) -> list[Request]:
-        """Prompts of a chat request."""
+    def chat_requests(self, body: ChatRequest) -> list[Request]:
+        """Prompts of a chat request; ApiError 400 or 413 names what is wrong."""
         self._check_chat(body)
         max_images, new_tokens = body.image.max_images, body.new_tokens
         if "image" not in body.modalities:
             max_images = 0
         elif body.draws_only:
+            if max_images == 0:
+                message = "image.max_images must be at least 1 where only images are asked for, got 0"
+                raise bad_request(message, "image.max_images")
             max_images = 1 if max_images is None else max_images
             new_tokens = self._limits.preamble_tokens if new_tokens is None else new_tokens
         params = _params(
             body.image,
             body.seed,
-            text_temperature=body.temperature,
-            text_top_p=body.top_p,
+            text_temperature=_temperature(body.temperature),
+            text_top_p=_top_p(body.top_p),
             text_top_k=body.top_k,
             max_new_tokens=new_tokens,
             max_images=max_images,
@@ -75,10 +71,10 @@ class RequestBuilder:
         messages = [
             self._message(message, f"messages[{index}]") for index, message in enumerate(body.messages)
         ]
-        return self._copies(self.write(messages, params), body.n)
+        return self._copies(self.build(messages, params, must_draw=body.draws_only), body.n)
 
-    def drawing(self, body: ImagesRequest) -> list[Request]:
-        """Prompts of an images request."""
+    def image_requests(self, body: ImagesRequest) -> list[Request]:
+        """Prompts of an images request; ApiError 400 names what is wrong."""
         _check_most("n", body.n, self._limits.choices)
         size = f"{self._image_size}x{self._image_size}"
         if body.size not in ("auto", size):
@@ -86,24 +82,33 @@ class RequestBuilder:
         self._check_characters(len(body.prompt), "prompt")
         text = body.prompt if _ASKS_TO_DRAW.match(body.prompt) else f"Draw {body.prompt}"
         params = _params(body.image, body.seed, max_images=1, max_new_tokens=self._limits.preamble_tokens)
-        prompt = self.write([{"role": "user", "content": text}], params, param="prompt")
-        return self._copies(prompt, body.n)
+        messages = [{"role": "user", "content": text}]
+        return self._copies(self.build(messages, params, must_draw=True, param="prompt"), body.n)
 
-    def write(
+    def build(
         self,
         messages: list[dict[str, Any]],
         params: SamplingParams,
         *,
         force_image: bool = False,
+        must_draw: bool = False,
         param: str = "messages",
     ) -> Request:
-        """One prompt; what the processor refuses is a bad request."""
+        """One prompt; ApiError 400 where the processor refuses it or it leaves no room for the reply.
+
+        Args:
+            force_image: The reply begins with a picture.
+            must_draw: There must be room for a picture after the prompt.
+            param: The field of the request that holds the prompt, for errors.
+        """
         try:
             request = self._processor.request(messages, params, force_image=force_image)
-        except ValueError as error:
-            raise _in_api_paths(error, param) from None
-        if (length := len(request.input_ids)) > self._max_tokens:
-            message = f"the prompt has {length} tokens; at most {self._max_tokens} are taken"
+        except UserError as error:
+            raise _with_api_path(error, param) from None
+        length = len(request.input_ids)
+        most = self._max_tokens_before_image if force_image or must_draw else self._max_tokens
+        if length > most:
+            message = f"the prompt has {length} tokens; at most {most} leave room for the reply"
             raise bad_request(message, param, "context_length_exceeded")
         return request
 
@@ -111,7 +116,8 @@ class RequestBuilder:
         limits = self._limits
         _check_most("n", body.n, limits.choices)
         _check_most("the number of messages", len(body.messages), limits.messages, param="messages")
-        _check_most("max_tokens", body.new_tokens or 0, limits.new_tokens)
+        limit_name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        _check_most(limit_name, body.new_tokens or 0, limits.new_tokens)
         _check_most("image.max_images", body.image.max_images or 0, limits.drawn_images)
         parts = [part for message in body.messages for _, part in _ordered(message)]
         self._check_characters(
@@ -128,21 +134,24 @@ class RequestBuilder:
 
     def _message(self, message: Message, param: str) -> dict[str, Any]:
         """The processor's form of a turn; pictures of an assistant are those it has drawn."""
+        role = "system" if message.role == "developer" else message.role
         if isinstance(message.content, str) and not message.images:
-            return {"role": message.role, "content": message.content}
-        if message.role == "system":
-            return {"role": "system", "content": _only_text(message, param)}
-        is_ours = message.role == "assistant"
+            return {"role": role, "content": message.content}
+        if role == "system":
+            return {"role": role, "content": _only_text(message, param)}
+        is_assistant = role == "assistant"
         parts: list[dict[str, Any]] = []
-        for where, part in _ordered(message):
-            if is_ours and parts:
-                parts.append({"type": "text", "text": TEXT_SEPARATOR})
-            if isinstance(part, TextPart):
-                parts.append({"type": "text", "text": part.text})
-            else:
-                image = decode_data_url(part.image_url.url, self._limits, f"{param}.{where}.image_url.url")
-                parts.append({"type": "image_gen" if is_ours else "image", "image": image})
-        return {"role": message.role, "content": parts}
+        for path, part in _ordered(message):
+            separator = TEXT_SEPARATOR if is_assistant and parts else ""
+            text = separator + (part.text if isinstance(part, TextPart) else "")
+            if parts and parts[-1]["type"] == "text":
+                parts[-1]["text"] += text  # made one, so that no reserved word hides between two parts
+            elif text:
+                parts.append({"type": "text", "text": text})
+            if isinstance(part, ImagePart):
+                image = decode_data_url(part.image_url.url, self._limits, f"{param}.{path}.image_url.url")
+                parts.append({"type": "image_gen" if is_assistant else "image", "image": image})
+        return {"role": role, "content": parts}
 
     def _copies(self, prompt: Request, number: int) -> list[Request]:
         seeds = range(prompt.params.seed, prompt.params.seed + number)
@@ -151,9 +160,9 @@ class RequestBuilder:
 
 def _only_text(message: Message, param: str) -> str:
     parts = list(_ordered(message))
-    for where, part in parts:
+    for path, part in parts:
         if not isinstance(part, TextPart):
-            raise bad_request("a system message has text only", f"{param}.{where}")
+            raise bad_request("a system message has text only", f"{param}.{path}")
     return "".join(part.text for _, part in parts)
 
 
@@ -175,37 +184,31 @@ def _with_path(
 
 def _params(image: ImageSampling, seed: int | None, **asked: float | int | None) -> SamplingParams:
     """The model's defaults, replaced where the request says something."""
-    if seed is None:
-        seed = secrets.randbits(RANDOM_SEED_BITS)
-    if not 0 <= seed <= MAX_SEED:
-        raise bad_request(f"seed must be between 0 and {MAX_SEED}, got {seed}", "seed")
     asked = {
-        "image_temperature": image.temperature,
+        "image_temperature": _temperature(image.temperature),
         "image_top_k": image.top_k,
-        "image_top_p": image.top_p,
-        "fine_top_p": image.fine_top_p,
+        "image_top_p": _top_p(image.top_p),
+        "fine_top_p": _top_p(image.fine_top_p),
         "guidance": image.guidance,
         "fine_guidance": image.fine_guidance,
         "guidance_mode": image.guidance_mode,
         "cooling": image.cooling,
         "smoothing": image.smoothing,
+        "seed": secrets.randbits(RANDOM_SEED_BITS) if seed is None else seed,
         **asked,
     }
-    given = {name: value for name, value in asked.items() if value is not None}
-    try:
-        return SamplingParams(seed=seed, **given)
-    except ValueError as error:
-        raise _in_api_names(error) from None
+    return SamplingParams(**{name: value for name, value in asked.items() if value is not None})
 
 
-def _in_api_names(error: ValueError) -> ApiError:
-    """The complaint of SamplingParams, with the names that the caller has used."""
-    found = _PARAMS_FIELD.search(str(error))
-    message = _PARAMS_FIELD.sub(lambda match: API_NAMES[match[1]], str(error))
-    return bad_request(message, API_NAMES[found[1]] if found else None)
+def _temperature(value: float | None) -> float | None:
+    return 0.0 if value is not None and value < SMALLEST_TEMPERATURE else value
 
 
-def _in_api_paths(error: ValueError, param: str) -> ApiError:
+def _top_p(value: float | None) -> float | None:
+    return None if value is None else max(value, SMALLEST_TOP_P)
+
+
+def _with_api_path(error: UserError, param: str) -> ApiError:
     """The complaint of the processor; it names the message, and a prompt by itself is the only one."""
     found = _MESSAGE_PATH.match(str(error))
     if param == "messages":

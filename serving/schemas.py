@@ -1,9 +1,13 @@
-"""Requests in OpenAI's shapes, with every field known and checked."""
+"""Pydantic models of the request bodies, in OpenAI's shapes, with every field known and checked.
 
-from typing import Annotated, Literal, Self
+Lists are bounded and stop at their first error, so that checking takes no longer than parsing.
+"""
+
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -13,30 +17,57 @@ from pydantic import (
     model_validator,
 )
 
+from serving.unsupported_fields import UnusedChatFields, UnusedImagesFields, UnusedMessageFields
+
+MAX_ITEMS = 1024  # of any list: bounds the work of checking; how many are taken is said by the limits
+MAX_COUNT = 2**31 - 1
+MAX_SEED = 2**63 - 1024  # the generator takes 63 bits; room for the seeds of further choices
+MAX_STOPS, MAX_STOP_CHARACTERS = 4, 256
+MAX_TEXT_TEMPERATURE, MAX_IMAGE_TEMPERATURE, MAX_GUIDANCE = 2.0, 10.0, 100.0
+
 Modality = Literal["text", "image"]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+PositiveCount = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Share = Annotated[float, Field(ge=0, le=1)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+TextTemperature = Annotated[float, Field(ge=0, le=MAX_TEXT_TEMPERATURE)]
+ImageTemperature = Annotated[float, Field(ge=0, le=MAX_IMAGE_TEMPERATURE)]
+Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
 
 
-class Strict(BaseModel):
-    """Unknown fields are refused by name; numbers are not parsed from strings."""
+class RequestModel(BaseModel):
+    """Unknown fields are refused by name, numbers are not parsed from strings, null means absent."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: field for name, field in value.items() if field is not None or name not in _fields(cls)}
 
-class ImageUrl(Strict):
+
+def _fields(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_fields
+
+
+class ImageUrl(RequestModel):
     """Where a picture is: a data URL."""
 
     url: str
     detail: Literal["auto", "low", "high"] = "auto"  # accepted for compatibility; there is one resolution
 
 
-class TextPart(Strict):
+class TextPart(RequestModel):
     """A piece of text."""
 
     type: Literal["text"]
     text: str
 
 
-class ImagePart(Strict):
+class ImagePart(RequestModel):
     """A picture."""
 
     type: Literal["image_url"]
@@ -60,17 +91,18 @@ Part = Annotated[
         custom_error_message="a part needs a type, 'text' or 'image_url'",
     ),
 ]
+Parts = Annotated[list[Part], Field(fail_fast=True, max_length=MAX_ITEMS)]
 Content = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[Part], Tag("<parts>")], Discriminator(_kind_of_content)
+    Annotated[str, Tag("<string>")] | Annotated[Parts, Tag("<parts>")], Discriminator(_kind_of_content)
 ]
 
 
-class Message(Strict):
+class Message(RequestModel, UnusedMessageFields):
     """One turn; `images` is how our own replies carry pictures, so a reply can be sent back as it came."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant"]
     content: Content = ""
-    images: list[ImagePart] = []
+    images: Annotated[list[ImagePart], Field(fail_fast=True, max_length=MAX_ITEMS)] = []
 
     @field_validator("images")
     @classmethod
@@ -86,48 +118,63 @@ class Message(Strict):
         return self
 
 
-class StreamOptions(Strict):
+class StreamOptions(RequestModel):
     """What a stream ends with."""
 
     include_usage: bool = False
+    include_obfuscation: bool = False  # accepted for compatibility; nothing is padded
 
 
-class ImageSampling(Strict):
-    """How pictures are sampled; what is absent keeps the default of `model.sampling.SamplingParams`.
+class ImageSampling(RequestModel):
+    """How pictures are sampled; what is absent keeps the default of `model.generation.sampling`.
 
     `fine_top_p` and `fine_guidance` are those of finer scales: whoever wants one value for all sets both.
     """
 
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    fine_top_p: float | None = None
-    guidance: float | None = None
-    fine_guidance: float | None = None
-    guidance_mode: str | None = None
-    cooling: float | None = None
+    temperature: ImageTemperature | None = None
+    top_k: Count | None = None
+    top_p: TopP | None = None
+    fine_top_p: TopP | None = None
+    guidance: Guidance | None = None
+    fine_guidance: Guidance | None = None
+    guidance_mode: Literal["prompt", "noise", "none"] | None = None
+    cooling: Share | None = None
     smoothing: bool | None = None
-    max_images: int | None = None
+    max_images: Count | None = None
 
 
-class ChatRequest(Strict):
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+StopStrings = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]],
+    Field(fail_fast=True, max_length=MAX_STOPS),
+    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+]
+
+
+class ChatRequest(RequestModel, UnusedChatFields):
     """Body of POST /v1/chat/completions."""
 
     model: str | None = None
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_ITEMS)]
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: int = Field(default=1, ge=1)
-    modalities: list[Modality] = Field(default=["text", "image"], min_length=1)
+    n: PositiveCount = 1
+    stop: StopStrings = []
+    modalities: Annotated[list[Modality], Field(fail_fast=True, min_length=1, max_length=MAX_ITEMS)] = [
+        "text",
+        "image",
+    ]
     response_content: Literal["string", "parts"] = "string"
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    temperature: TextTemperature | None = None
+    top_p: TopP | None = None
+    top_k: Count | None = None
+    seed: Seed | None = None
+    max_tokens: PositiveCount | None = None
+    max_completion_tokens: PositiveCount | None = None
     image: ImageSampling = ImageSampling()
-    user: str | None = None  # accepted for compatibility; nothing is kept about users
 
     @field_validator("stream_options")
     @classmethod
@@ -154,28 +201,17 @@ class ChatRequest(Strict):
         return set(self.modalities) == {"image"}
 
 
-class ImagesRequest(Strict):
+class ImagesRequest(RequestModel, UnusedImagesFields):
     """Body of POST /v1/images/generations."""
 
     model: str | None = None
     prompt: str = Field(min_length=1)
-    n: int = Field(default=1, ge=1)
+    n: PositiveCount = 1
     size: str = "auto"
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png"] = "png"
-    quality: Literal["auto"] = "auto"
-    seed: int | None = None
+    seed: Seed | None = None
     image: ImageSampling = ImageSampling()
-    stream: bool = False
-    partial_images: int | None = None
-    user: str | None = None
-
-    @field_validator("stream", "partial_images")
-    @classmethod
-    def _is_not_supported_yet(cls, value: bool | int | None) -> bool | int | None:
-        if value:
-            raise ValueError("drawing in a stream is not supported yet; ask without it")
-        return value
 
     @field_validator("image")
     @classmethod

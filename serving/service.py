@@ -1,5 +1,6 @@
-"""The BentoML service: reads the environment, loads the model beside the server, mounts the HTTP face."""
+"""BentoML service: reads the environment, loads the model beside the server, mounts the HTTP API."""
 
+import asyncio
 import importlib
 import logging
 import os
@@ -9,9 +10,11 @@ from typing import Any
 
 import bentoml
 
+from serving import request_log
 from serving.app import create_app
 from serving.config import Limits
 from serving.loaded_model import ModelSlot
+from serving.metrics import without_own
 from serving.packaging import NAME, WEIGHTS
 
 logger = logging.getLogger(__name__)
@@ -26,12 +29,15 @@ TRAFFIC_MARGIN_SECONDS = 30.0  # our own deadline answers first, in our own shap
     name=NAME,
     workers=1,  # one process owns the device; more replicas, not more workers
     traffic={"timeout": LIMITS.deadline_seconds + LIMITS.body_seconds + TRAFFIC_MARGIN_SECONDS},
-    logging={"access": {"skip_paths": ["/metrics", "/healthz", "/livez", "/readyz"]}},
+    # The request log has a line for each request; these paths are not counted as requests either.
+    logging={"access": {"enabled": False, "skip_paths": ["/metrics", "/healthz", "/livez", "/readyz"]}},
 )
 class VargptService:
     """Answers chats with text and pictures; POST /v1/chat/completions and /v1/images/generations."""
 
     def __init__(self) -> None:
+        logging.getLogger("serving").setLevel(logging.INFO)
+        request_log.log_to_stdout()
         loading = threading.Thread(target=self._load, name="vargpt-loading", daemon=True)
         loading.start()
 
@@ -41,7 +47,7 @@ class VargptService:
             # as well, just to read its settings, and would wait for torch.
             load_model_for_serving = importlib.import_module("serving.loading").load_model_for_serving
             folder, facts = _find_model(os.environ.get("VARGPT_MODEL"))
-            SLOT.backend = load_model_for_serving(
+            SLOT.model = load_model_for_serving(
                 folder,
                 LIMITS,
                 facts=facts,
@@ -53,23 +59,18 @@ class VargptService:
             SLOT.failure = str(error) or type(error).__name__
 
     async def __is_ready__(self) -> bool:
-        return SLOT.backend is not None and SLOT.backend.engine.alive
+        return SLOT.is_ready
 
     async def __is_alive__(self) -> bool:
-        if SLOT.backend is None:
-            return SLOT.failure is None
-        return SLOT.backend.engine.alive
+        return SLOT.is_alive
 
     def __metrics__(self, text: str) -> str:
-        if SLOT.backend is None:
-            return text
-        engine = SLOT.backend.engine
-        return text + engine.meters.render(queue_length=engine.num_waiting, running=engine.num_running)
+        return text if SLOT.model is None else without_own(text) + SLOT.model.engine.metrics.render()
 
     @bentoml.on_shutdown
-    def _drain(self) -> None:
-        if SLOT.backend is not None:
-            SLOT.backend.engine.drain(LIMITS.deadline_seconds)
+    async def _drain(self) -> None:
+        if SLOT.model is not None:
+            await asyncio.to_thread(SLOT.model.engine.drain, LIMITS.deadline_seconds)
 
 
 def _find_model(named: str | None) -> tuple[Path, dict[str, Any]]:

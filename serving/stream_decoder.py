@@ -1,12 +1,15 @@
-"""One choice of a stream as it grows: from events to the pieces that a client should see next."""
+"""Incremental decoding of one choice of a stream: from the model's events to texts and pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-if TYPE_CHECKING:  # types alone: the HTTP face starts without waiting for torch
+from serving.stop_strings import settled_length
+
+if TYPE_CHECKING:  # types alone: the HTTP API starts without waiting for torch
     from model.generation.generate import Event
     from serving.thread_safe_processor import ThreadSafeProcessor
 
@@ -15,15 +18,19 @@ UNFINISHED = "\ufffd"  # how a character looks whose last bytes are still to com
 
 
 class StreamDecoder:
-    """Gives out pieces that always join to the whole reply; starts afresh after each picture.
+    """Gives out parts that always join to the whole reply; starts afresh after each picture.
 
     Args:
         in_parts: Keep the texts around a picture apart, instead of joining them by a space.
+        stops: What may be the beginning of one of these strings is held back.
     """
 
-    def __init__(self, processor: ThreadSafeProcessor, *, in_parts: bool = False) -> None:
+    def __init__(
+        self, processor: ThreadSafeProcessor, *, in_parts: bool = False, stops: Sequence[str] = ()
+    ) -> None:
         self._processor = processor
         self._separator = "" if in_parts else TEXT_SEPARATOR
+        self._stops = stops
         self._has_text = False
         self._token_ids: list[int] = []
         self._images: list[Any] = []
@@ -36,25 +43,26 @@ class StreamDecoder:
         if event.type != "token":
             return []
         self._token_ids.append(event.token_id)
-        pieces = self._fresh(hold_back=True)
-        if any(isinstance(piece, Image.Image) for piece in pieces):
+        parts = self._new_parts(hold_back=True)
+        if any(isinstance(part, Image.Image) for part in parts):
             self._token_ids, self._images, self._num_given = [], [], 0
-        return pieces
+        return parts
 
     def close(self) -> list[str | Image.Image]:
         """What was held back to the end."""
-        return self._fresh()
+        return self._new_parts()
 
-    def _fresh(self, *, hold_back: bool = False) -> list[str | Image.Image]:
-        pieces = self._processor.pieces(self._token_ids, self._images)
-        text = "".join(piece for piece in pieces if isinstance(piece, str))
-        if hold_back:
+    def _new_parts(self, *, hold_back: bool = False) -> list[str | Image.Image]:
+        parts = self._processor.parts(self._token_ids, self._images, self._stops)
+        text = "".join(part for part in parts if isinstance(part, str))
+        pictures = [part for part in parts if isinstance(part, Image.Image)]
+        if hold_back and not pictures:
             text = text.rstrip(UNFINISHED)
-        pictures = [piece for piece in pieces if isinstance(piece, Image.Image)]
+            text = text[: settled_length(text, self._stops)]
         if len(text) <= self._num_given:
             return pictures
-        fresh = text[self._num_given :]
+        new = text[self._num_given :]
         if self._num_given == 0 and self._has_text:
-            fresh = self._separator + fresh
+            new = self._separator + new
         self._num_given, self._has_text = len(text), True
-        return [fresh, *pictures]
+        return [new, *pictures]

@@ -1,6 +1,7 @@
-"""The processor behind a lock, for its text tokenizer may not be used by two threads at once."""
+"""The processor for use by several threads at once."""
 
-import threading
+import copy
+import queue
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,31 +12,57 @@ from transformers import PreTrainedTokenizerBase
 from model.generation.generate import Reply, Request
 from model.generation.sampling import SamplingParams
 from model.processing import VargptProcessor
+from model.text_tokenizer import IMAGE_END, IMAGE_START
+from serving.stop_strings import find_stop
 
 
 class ThreadSafeProcessor:
-    """The two things that serving needs of a processor, safe from any thread."""
+    """Writes prompts with copies of a processor, one thread each, and decodes replies with another.
 
-    def __init__(self, processor: VargptProcessor) -> None:
-        self._processor = processor
-        self._lock = threading.Lock()
+    Text tokenizers change while they encode and may not be shared then; while they only decode they do not
+    change, so that decoding waits for nobody.
+
+    Args:
+        num_writers: So many threads write prompts at once; more of them wait.
+    """
+
+    def __init__(self, processor: VargptProcessor, num_writers: int) -> None:
+        self._reader = processor
+        self._writers: queue.SimpleQueue[VargptProcessor] = queue.SimpleQueue()
+        for _ in range(num_writers):
+            self._writers.put(copy.deepcopy(processor))
+        self._image_marks = set(processor.tokenizer.convert_tokens_to_ids([IMAGE_START, IMAGE_END]))
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The text tokenizer itself, not guarded."""
-        return self._processor.tokenizer
+        """The text tokenizer that decodes."""
+        return self._reader.tokenizer
 
     def request(
         self, messages: list[dict[str, Any]], params: SamplingParams, *, force_image: bool = False
     ) -> Request:
         """What the model takes."""
-        with self._lock:
-            return self._processor.request(messages, params, force_image=force_image)
+        writer = self._writers.get()
+        try:
+            return writer.request(messages, params, force_image=force_image)
+        finally:
+            self._writers.put(writer)
 
-    def pieces(self, token_ids: Sequence[int], images: Sequence[torch.Tensor]) -> list[str | Image.Image]:
-        """Text and pictures of a reply or of a part of one, in order."""
-        reply = Reply(
-            list(token_ids), list(images), finish_reason="stop", num_prompt_tokens=0, num_image_tokens=0
-        )
-        with self._lock:
-            return [content for _, content in self._processor.segments(reply)]
+    def parts(
+        self, token_ids: Sequence[int], images: Sequence[torch.Tensor], stops: Sequence[str] = ()
+    ) -> list[str | Image.Image]:
+        """Texts and pictures of a reply, or of its beginning, in order; a stop string ends it."""
+        found: list[str | Image.Image] = []
+        for _, content in self._reader.segments(_reply(token_ids, images)):
+            if isinstance(content, str) and (end := find_stop(content, stops)) is not None:
+                return [*found, content[:end]]
+            found.append(content)
+        return found
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens that stand before, after or between pictures."""
+        return self._reader.text(_reply([token for token in token_ids if token not in self._image_marks], []))
+
+
+def _reply(token_ids: Sequence[int], images: Sequence[torch.Tensor]) -> Reply:
+    return Reply(list(token_ids), list(images), finish_reason="stop", num_prompt_tokens=0, num_image_tokens=0)

@@ -1,4 +1,4 @@
-"""The HTTP face over the real model: OpenAI's shapes, and a clear answer to every fault."""
+"""The HTTP http over the real model: OpenAI's shapes, and a clear answer to every fault."""
 
 import base64
 import io
@@ -17,8 +17,8 @@ def pixels(url: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,"))))
 
 
-def test_a_reply_has_the_shape_that_openai_clients_read(face: TestClient):
-    response = face.post(CHAT, json=asking(model="vargpt"))
+def test_a_reply_has_the_shape_that_openai_clients_read(http: TestClient):
+    response = http.post(CHAT, json=asking(model="vargpt"))
 
     body = response.json()
     [choice] = body["choices"]
@@ -30,37 +30,37 @@ def test_a_reply_has_the_shape_that_openai_clients_read(face: TestClient):
     assert used["total_tokens"] == used["prompt_tokens"] + used["completion_tokens"]
 
 
-def test_every_answer_says_which_request_and_which_model(face: TestClient):
-    given = face.post(CHAT, json=SHORT, headers={"X-Request-Id": "abc-1"})
-    strange = face.get("/v1/nowhere", headers={"X-Request-Id": "a b\tc"})
+def test_every_answer_says_which_request_and_which_model(http: TestClient):
+    given = http.post(CHAT, json=SHORT, headers={"X-Request-Id": "abc-1"})
+    strange = http.get("/v1/nowhere", headers={"X-Request-Id": "a b\tc"})
 
     assert given.headers["x-request-id"] == "abc-1"
     assert len(strange.headers["x-request-id"]) == 32
     assert given.headers["x-model-version"] == strange.headers["x-model-version"] == "7"
 
 
-def test_a_picture_that_was_asked_for_comes_beside_the_text(face: TestClient, backend: LoadedModel):
-    message = face.post(CHAT, json=asking(modalities=["image"])).json()["choices"][0]["message"]
+def test_a_picture_that_was_asked_for_comes_beside_the_text(http: TestClient, loaded_model: LoadedModel):
+    message = http.post(CHAT, json=asking(modalities=["image"])).json()["choices"][0]["message"]
 
     [part] = message["images"]
     assert message["content"] == ""
     assert part["type"] == "image_url"
-    assert pixels(part["image_url"]["url"]).size == (backend.card.image_size,) * 2
+    assert pixels(part["image_url"]["url"]).size == (loaded_model.card.image_size,) * 2
 
 
-def test_parts_keep_the_order_of_text_and_pictures(face: TestClient):
+def test_parts_keep_the_order_of_text_and_pictures(http: TestClient):
     body = asking(modalities=["image"], response_content="parts")
 
-    [part] = face.post(CHAT, json=body).json()["choices"][0]["message"]["content"]
+    [part] = http.post(CHAT, json=body).json()["choices"][0]["message"]["content"]
 
     assert part["type"] == "image_url"
 
 
-def test_a_stream_joins_to_the_reply_that_is_not_streamed(face: TestClient):
+def test_a_stream_joins_to_the_reply_that_is_not_streamed(http: TestClient):
     body = asking(max_tokens=24, temperature=1.0)
-    whole = face.post(CHAT, json=body).json()
+    whole = http.post(CHAT, json=body).json()
 
-    events = events_of(face, {**body, "stream_options": {"include_usage": True}})
+    events = events_of(http, {**body, "stream_options": {"include_usage": True}})
 
     deltas = [event["choices"][0]["delta"] for event in events[:-1]]
     assert deltas[0] == {"role": "assistant", "content": ""}
@@ -72,11 +72,11 @@ def test_a_stream_joins_to_the_reply_that_is_not_streamed(face: TestClient):
     assert len({event["id"] for event in events}) == 1
 
 
-def test_choices_of_a_stream_are_told_apart(face: TestClient):
+def test_choices_of_a_stream_are_told_apart(http: TestClient):
     body = asking(n=3, temperature=1.0, max_tokens=12)
-    whole = face.post(CHAT, json=body).json()
+    whole = http.post(CHAT, json=body).json()
 
-    chunks = [event["choices"][0] for event in events_of(face, body)]
+    chunks = [event["choices"][0] for event in events_of(http, body)]
 
     for index, choice in enumerate(whole["choices"]):
         deltas = [chunk["delta"] for chunk in chunks if chunk["index"] == index]
@@ -85,11 +85,11 @@ def test_choices_of_a_stream_are_told_apart(face: TestClient):
 
 
 @pytest.mark.parametrize("shape", ["string", "parts"])
-def test_a_streamed_picture_is_the_picture_that_is_not_streamed(face: TestClient, shape: str):
+def test_a_streamed_picture_is_the_picture_that_is_not_streamed(http: TestClient, shape: str):
     body = asking(modalities=["image"], response_content=shape)
-    message = face.post(CHAT, json=body).json()["choices"][0]["message"]
+    message = http.post(CHAT, json=body).json()["choices"][0]["message"]
 
-    events = events_of(face, body)
+    events = events_of(http, body)
 
     [event] = [event for event in events if event["modality"] == "image"]
     delta = event["choices"][0]["delta"]
@@ -97,9 +97,9 @@ def test_a_streamed_picture_is_the_picture_that_is_not_streamed(face: TestClient
     assert "usage" not in event
 
 
-def test_the_same_seed_gives_the_same_picture_and_each_choice_its_own(face: TestClient):
+def test_the_same_seed_gives_the_same_picture_and_each_choice_its_own(http: TestClient):
     def urls(**fields: Any) -> list[str]:
-        choices = face.post(CHAT, json=asking(modalities=["image"], **fields)).json()["choices"]
+        choices = http.post(CHAT, json=asking(modalities=["image"], **fields)).json()["choices"]
         return [choice["message"]["images"][0]["image_url"]["url"] for choice in choices]
 
     both = urls(n=2, seed=11)
@@ -108,18 +108,18 @@ def test_the_same_seed_gives_the_same_picture_and_each_choice_its_own(face: Test
     assert both[0] != both[1]
 
 
-def test_without_a_seed_one_is_drawn_and_told(face: TestClient):
-    first, second = (face.post(DRAW, json={"prompt": "a seven"}).json() for _ in range(2))
+def test_without_a_seed_one_is_drawn_and_told(http: TestClient):
+    first, second = (http.post(DRAW, json={"prompt": "a seven"}).json() for _ in range(2))
 
-    again = face.post(DRAW, json={"prompt": "a seven", "seed": first["seed"]}).json()
+    again = http.post(DRAW, json={"prompt": "a seven", "seed": first["seed"]}).json()
 
     assert first["seed"] != second["seed"]
     assert again["data"] == first["data"]
 
 
-def test_pictures_are_drawn_by_the_images_route(face: TestClient, backend: LoadedModel):
-    side = backend.card.image_size
-    body = face.post(DRAW, json={"prompt": "a red seven on white", "n": 3, "size": f"{side}x{side}"}).json()
+def test_pictures_are_drawn_by_the_images_route(http: TestClient, loaded_model: LoadedModel):
+    side = loaded_model.card.image_size
+    body = http.post(DRAW, json={"prompt": "a red seven on white", "n": 3, "size": f"{side}x{side}"}).json()
 
     images = [Image.open(io.BytesIO(base64.b64decode(entry["b64_json"]))) for entry in body["data"]]
     assert [image.size for image in images] == [(side, side)] * 3
@@ -127,28 +127,28 @@ def test_pictures_are_drawn_by_the_images_route(face: TestClient, backend: Loade
     assert body["usage"]["total_tokens"] == body["usage"]["input_tokens"] + body["usage"]["output_tokens"]
 
 
-def test_shown_pictures_are_read(face: TestClient):
+def test_shown_pictures_are_read(http: TestClient):
     url = encode_data_url(PICTURE)
 
-    one = face.post(CHAT, json=asking(messages=shown(url)))
-    two = face.post(CHAT, json=asking(messages=shown(url, url, text="Compare them.")))
+    one = http.post(CHAT, json=asking(messages=shown(url)))
+    two = http.post(CHAT, json=asking(messages=shown(url, url, text="Compare them.")))
 
     assert (one.status_code, two.status_code) == (200, 200)
     assert one.json()["usage"]["prompt_tokens"] < two.json()["usage"]["prompt_tokens"]
 
 
-def test_a_reply_can_be_sent_back_as_it_came(face: TestClient):
-    message = face.post(CHAT, json=asking(modalities=["image"])).json()["choices"][0]["message"]
+def test_a_reply_can_be_sent_back_as_it_came(http: TestClient):
+    message = http.post(CHAT, json=asking(modalities=["image"])).json()["choices"][0]["message"]
 
-    response = face.post(CHAT, json=asking(messages=[*HELLO, message, *shown(encode_data_url(PICTURE))]))
+    response = http.post(CHAT, json=asking(messages=[*HELLO, message, *shown(encode_data_url(PICTURE))]))
 
     assert response.status_code == 200
 
 
-def test_the_model_tells_its_version_its_lineage_and_what_it_can_do(face: TestClient):
-    [model] = face.get("/v1/models").json()["data"]
+def test_the_model_tells_its_version_its_lineage_and_what_it_can_do(http: TestClient):
+    [model] = http.get("/v1/models").json()["data"]
 
     assert (model["id"], model["version"], model["lineage"]["data_md5"]) == ("vargpt", "7", "0123.dir")
     assert model["output_modalities"] == ["text", "image"]
     assert len(model["lineage"]["weights_sha256"]) == 64
-    assert face.get("/v1/models/vargpt").json() == model
+    assert http.get("/v1/models/vargpt").json() == model

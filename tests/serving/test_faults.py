@@ -1,19 +1,33 @@
-"""The HTTP face when something is wrong: a status, a shape and a reason for every fault."""
+"""The HTTP API when something is wrong: a status, a shape and a reason for every fault."""
 
-import dataclasses
 import json
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
+import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
+from model.generation.generate import Event, Reply
 from serving.config import Limits
-from serving.engine import Engine
+from serving.device_errors import is_fatal
 from serving.images import encode_data_url
-from serving.loaded_model import LoadedModel
-from tests.serving.parts import CHAT, DRAW, HELLO, SHORT, asking, client_of, events_of, gated, shown
+from serving.loaded_model import LoadedModel, ModelSlot
+from tests.serving.parts import (
+    CHAT,
+    DRAW,
+    HELLO,
+    SHORT,
+    WORD,
+    asking,
+    events_of,
+    held,
+    http_client,
+    running,
+    shown,
+)
 
 BAD = [
     ({"messages": []}, "messages"),
@@ -54,8 +68,8 @@ BAD = [
 
 
 @pytest.mark.parametrize(("fields", "param"), BAD, ids=[f"{param}-{i}" for i, (_, param) in enumerate(BAD)])
-def test_a_bad_request_is_told_which_field_is_wrong(face: TestClient, fields: dict, param: str):
-    response = face.post(CHAT, json=asking(**fields))
+def test_a_bad_request_is_told_which_field_is_wrong(http: TestClient, fields: dict, param: str):
+    response = http.post(CHAT, json=asking(**fields))
 
     error = response.json()["error"]
     assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
@@ -76,8 +90,8 @@ def test_a_bad_request_is_told_which_field_is_wrong(face: TestClient, fields: di
         ({"prompt": "x" * 40_000}, "prompt"),
     ],
 )
-def test_a_bad_drawing_request_is_told_which_field_is_wrong(face: TestClient, fields: dict, param: str):
-    response = face.post(DRAW, json={"prompt": "a seven", **fields})
+def test_a_bad_drawing_request_is_told_which_field_is_wrong(http: TestClient, fields: dict, param: str):
+    response = http.post(DRAW, json={"prompt": "a seven", **fields})
 
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
@@ -85,65 +99,65 @@ def test_a_bad_drawing_request_is_told_which_field_is_wrong(face: TestClient, fi
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"messages": NaN}', b"[" * 100_000]
 )
-def test_a_body_that_is_no_json_object_is_a_bad_request(face: TestClient, content: bytes):
-    response = face.post(CHAT, content=content, headers={"content-type": "application/json"})
+def test_a_body_that_is_no_json_object_is_a_bad_request(http: TestClient, content: bytes):
+    response = http.post(CHAT, content=content, headers={"content-type": "application/json"})
 
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_a_page_elsewhere_cannot_post_a_form_to_a_local_service(face: TestClient):
-    response = face.post(CHAT, content=json.dumps(SHORT), headers={"content-type": "text/plain"})
+def test_a_page_elsewhere_cannot_post_a_form_to_a_local_service(http: TestClient):
+    response = http.post(CHAT, content=json.dumps(SHORT), headers={"content-type": "text/plain"})
 
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
 
 
-def test_what_does_not_exist_is_not_found_in_the_same_shape(face: TestClient):
-    model = face.post(CHAT, json=asking(model="gpt-9"))
-    route = face.get("/v1/completions")
-    method = face.get(CHAT)
+def test_what_does_not_exist_is_not_found_in_the_same_shape(http: TestClient):
+    model = http.post(CHAT, json=asking(model="gpt-9"))
+    route = http.get("/v1/completions")
+    method = http.get(CHAT)
 
     assert (model.status_code, model.json()["error"]["code"]) == (404, "model_not_found")
     assert (route.status_code, route.json()["error"]["code"]) == (404, "not_found")
     assert (method.status_code, method.headers["allow"]) == (405, "POST")
 
 
-def test_a_body_over_the_limit_is_refused_declared_or_not(backend: LoadedModel):
-    with client_of(backend, Limits(body_bytes=1000)) as face:
-        declared = face.post(CHAT, content=b"x" * 1001)
-        undeclared = face.post(CHAT, content=(b"x" * 100 for _ in range(11)))
+def test_a_body_over_the_limit_is_refused_declared_or_not(loaded_model: LoadedModel):
+    with http_client(loaded_model, Limits(body_bytes=1000)) as http:
+        declared = http.post(CHAT, content=b"x" * 1001)
+        undeclared = http.post(CHAT, content=(b"x" * 100 for _ in range(11)))
 
     assert declared.status_code == undeclared.status_code == 413
     assert declared.json()["error"]["code"] == "body_too_large"
 
 
-def test_a_picture_over_the_limit_is_too_large(face: TestClient):
+def test_a_picture_over_the_limit_is_too_large(http: TestClient):
     url = encode_data_url(Image.new("RGB", (5000, 5000)))
 
-    response = face.post(CHAT, json=asking(messages=shown(url)))
+    response = http.post(CHAT, json=asking(messages=shown(url)))
 
     assert (response.status_code, response.json()["error"]["code"]) == (413, "image_too_large")
 
 
 def test_a_model_that_is_not_there_yet_is_503_with_a_time_to_come_back():
-    with client_of(None) as face:
-        responses = [face.post(CHAT, json=SHORT), face.get("/v1/models")]
+    with http_client(None) as http:
+        responses = [http.post(CHAT, json=SHORT), http.get("/v1/models")]
 
     assert [response.status_code for response in responses] == [503, 503]
     assert all(int(response.headers["retry-after"]) >= 1 for response in responses)
 
 
-def test_a_full_queue_is_429_with_a_time_to_come_back(backend: LoadedModel, wait_until: Callable):
-    with gated(backend, queue_length=1) as (gate, held), client_of(held) as face:
-        threads = [threading.Thread(target=face.post, args=(CHAT,), kwargs={"json": SHORT}) for _ in range(2)]
+def test_a_full_queue_is_429_with_a_time_to_come_back(loaded_model: LoadedModel, wait_until: Callable):
+    with held(loaded_model, queue_length=1) as (generate, model), http_client(model) as http:
+        threads = [threading.Thread(target=http.post, args=(CHAT,), kwargs={"json": SHORT}) for _ in range(2)]
         threads[0].start()
-        wait_until(lambda: gate.batches)
+        wait_until(lambda: generate.batches)
         threads[1].start()
-        wait_until(lambda: held.engine.num_waiting == 1)
+        wait_until(lambda: model.engine.num_waiting == 1)
 
-        responses = [face.post(path, json=body) for path, body in ((CHAT, SHORT), (DRAW, {"prompt": "x"}))]
+        responses = [http.post(path, json=body) for path, body in ((CHAT, SHORT), (DRAW, {"prompt": "x"}))]
 
-        gate.open()
+        generate.release()
         for thread in threads:
             thread.join()
     assert [response.status_code for response in responses] == [429, 429]
@@ -151,58 +165,109 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(backend: LoadedModel, wait
     assert responses[0].json()["error"]["type"] == "rate_limit_error"
 
 
-def test_a_deadline_is_504_and_in_a_stream_an_event(backend: LoadedModel):
-    with gated(backend, deadline_seconds=0.3) as (_, held), client_of(held) as face:
-        whole = face.post(CHAT, json=SHORT)
-        events = events_of(face, SHORT)
+def test_a_deadline_is_504_and_in_a_stream_an_event(loaded_model: LoadedModel):
+    with held(loaded_model, deadline_seconds=0.3) as (_, model), http_client(model) as http:
+        whole = http.post(CHAT, json=SHORT)
+        events = events_of(http, SHORT)
 
     assert (whole.status_code, whole.json()["error"]["code"]) == (504, "deadline_exceeded")
     assert events[-1]["error"]["code"] == "deadline_exceeded"
 
 
-def test_a_stream_that_has_nothing_to_say_keeps_the_line_open(backend: LoadedModel):
-    with gated(backend, deadline_seconds=0.5, heartbeat_seconds=0.1) as (_, held), client_of(held) as face:
+def test_a_stream_that_has_nothing_to_say_keeps_the_line_open(loaded_model: LoadedModel):
+    with (
+        held(loaded_model, deadline_seconds=0.5, heartbeat_seconds=0.1) as (_, model),
+        http_client(model) as http,
+    ):
         texts = [
-            face.post(CHAT, json=asking(stream=True, **extra)).text
+            http.post(CHAT, json=asking(stream=True, **extra)).text
             for extra in ({}, {"modalities": ["image"]})
         ]
 
     assert all(text.count(": still working") >= 2 for text in texts)
 
 
-def test_more_open_requests_than_allowed_are_429(backend: LoadedModel, wait_until: Callable):
+def test_work_that_shows_no_text_yet_keeps_the_line_open_too(loaded_model: LoadedModel):
+    def draw(requests: list, on_event: Callable, should_stop: Callable) -> list[Reply]:
+        for _ in range(20):
+            time.sleep(0.05)
+            on_event(Event(0, "scale", scale=0))
+        return [Reply([WORD], [], "stop", 5, 0)]
+
+    with running(loaded_model, draw, heartbeat_seconds=0.2) as model, http_client(model) as http:
+        text = http.post(CHAT, json=asking(stream=True)).text
+
+    assert text.count(": still working") >= 2
+
+
+def test_more_open_requests_than_allowed_are_429(loaded_model: LoadedModel, wait_until: Callable):
     limits = Limits(open_requests=1)
-    with gated(backend) as (gate, held), client_of(held, limits) as face:
-        waiting = threading.Thread(target=face.post, args=(CHAT,), kwargs={"json": SHORT})
+    with held(loaded_model) as (generate, model), http_client(model, limits) as http:
+        waiting = threading.Thread(target=http.post, args=(CHAT,), kwargs={"json": SHORT})
         waiting.start()
-        wait_until(lambda: gate.batches)
+        wait_until(lambda: generate.batches)
 
-        response = face.post(CHAT, json=SHORT)
+        response = http.post(CHAT, json=SHORT)
 
-        gate.open()
+        generate.release()
         waiting.join()
     assert (response.status_code, response.headers["retry-after"]) == (429, "1")
 
 
-def test_a_fault_of_the_model_is_500_and_tells_no_secrets(backend: LoadedModel):
+def test_a_fault_of_the_model_is_500_and_tells_no_secrets(loaded_model: LoadedModel):
     def fail(requests: object, **callbacks: object) -> list:
         raise RuntimeError("a path, a shape, a secret")
 
-    engine = Engine(fail, Limits())
-    engine.start()
-    with client_of(dataclasses.replace(backend, engine=engine)) as face:
-        response = face.post(CHAT, json=SHORT)
+    with running(loaded_model, fail) as model, http_client(model) as http:
+        response = http.post(CHAT, json=SHORT)
 
-    assert (response.status_code, response.json()["error"]["code"]) == (500, "generation_failed")
-    assert "secret" not in response.text
-    assert engine.alive
+        assert (response.status_code, response.json()["error"]["code"]) == (500, "generation_failed")
+        assert "secret" not in response.text
+        assert model.engine.is_alive
 
 
-def test_a_service_that_shuts_down_takes_no_more(backend: LoadedModel):
-    with gated(backend) as (gate, held), client_of(held) as face:
-        gate.open()
-        held.engine.drain(10)
+def test_a_fatal_fault_of_the_device_is_told_to_clients_and_probes(
+    loaded_model: LoadedModel, wait_until: Callable
+):
+    def fail(requests: object, **callbacks: object) -> list:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-        response = face.post(CHAT, json=SHORT)
+    slot = ModelSlot()
+    with running(loaded_model, fail, is_fatal) as model, http_client(model) as http:
+        slot.model = model
+        assert (slot.is_alive, slot.is_ready) == (True, True)
+
+        first = http.post(CHAT, json=SHORT)
+        wait_until(lambda: not slot.is_alive)
+        second = http.post(CHAT, json=SHORT)
+
+    assert (first.status_code, first.json()["error"]["code"]) == (500, "generation_failed")
+    assert (second.status_code, second.json()["error"]["code"]) == (503, "model_broken")
+    assert not slot.is_ready
+
+
+def test_a_slot_is_alive_while_its_model_loads_and_dead_when_that_failed():
+    slot = ModelSlot()
+    assert (slot.is_alive, slot.is_ready) == (True, False)
+
+    slot.failure = "damaged"
+
+    assert (slot.is_alive, slot.is_ready) == (False, False)
+
+
+def test_an_error_of_our_own_in_the_model_is_no_mistake_of_the_user(loaded_model: LoadedModel):
+    def fail(requests: object, **callbacks: object) -> list:
+        raise ValueError("a bug")
+
+    with running(loaded_model, fail) as model, http_client(model) as http:
+        assert http.post(CHAT, json=SHORT).status_code == 500
+
+
+def test_a_service_that_shuts_down_takes_no_more(loaded_model: LoadedModel):
+    with held(loaded_model) as (generate, model), http_client(model) as http:
+        generate.release()
+        model.engine.drain(10)
+
+        response = http.post(CHAT, json=SHORT)
 
     assert (response.status_code, response.json()["error"]["code"]) == (503, "shutting_down")

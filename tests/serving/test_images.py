@@ -1,4 +1,4 @@
-"""Pictures at the border of the service."""
+"""Pictures of requests and responses: what is read, what is refused and before which work."""
 
 import base64
 import io
@@ -107,6 +107,25 @@ def test_pixels_are_counted_before_they_are_decoded(side: int):
     error = refusal(url_of(png_that_claims(side, side)))
 
     assert (error.status, error.code) == (413, "image_too_large")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "status"),
+    [(8000, 1, 400), (1, 8000, 400), (1, 4_000_000, 413), (9000, 3000, 413), (64, 3, 400)],
+)
+def test_long_and_narrow_pictures_are_refused_by_their_header(width: int, height: int, status: int):
+    error = refusal(url_of(png_that_claims(width, height)), Limits(image_side=8192, image_aspect=16))
+
+    assert (error.status, error.param) == (status, "url")
+    assert f"{width} x {height}" in error.message
+
+
+def test_a_picture_at_the_border_of_side_and_aspect_is_read():
+    limits = Limits(image_side=64, image_aspect=16)
+
+    assert decode_data_url(url_of(file_of(Image.new("RGB", (64, 4)))), limits, "url").size == (64, 4)
+    assert refusal(url_of(file_of(Image.new("RGB", (65, 65)))), limits).status == 413
+    assert refusal(url_of(file_of(Image.new("RGB", (64, 3)))), limits).status == 400
 
 
 def test_bytes_are_counted_before_base64_is_decoded():

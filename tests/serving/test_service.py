@@ -11,20 +11,48 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from serving.client import Server, is_ready
+from serving import client
+from serving.client import Server, is_ready, serve_command
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).resolve().parents[2]
 CHAT = "/v1/chat/completions"
 LONG = {"messages": [{"role": "user", "content": "Describe."}], "max_tokens": 400, "seed": 1}
 SHORT = {**LONG, "max_tokens": 5}
 
 
-def metric(url: str, name: str) -> float:
+# The service with a device that fails for good at the first request after loading.
+BROKEN = """
+import threading, time
+import torch
+from serving.service import SLOT, VargptService
+
+def break_device():
+    while SLOT.model is None:
+        time.sleep(0.05)
+    def fail(requests, **callbacks):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    SLOT.model.engine.generate = fail
+
+threading.Thread(target=break_device, daemon=True).start()
+"""
+# What BentoML serves beside our routes, and what nobody does.
+OTHER_PATHS = ["/docs.json", "/schema.json", "/livez", "/readyz", "/healthz", "/nowhere", "/index.html"]
+
+
+def metric(url: str, name: str, **labels: str) -> float:
     """The value of a counter or gauge, 0 where it has not been counted yet."""
-    lines = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if line.startswith(name)]
-    return sum(float(line.rpartition(" ")[2]) for line in lines)
+    samples = [
+        sample
+        for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+        for sample in family.samples
+        if sample.name == name and sample.labels == labels
+    ]
+    assert len(samples) <= 1
+    return samples[0].value if samples else 0
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +70,7 @@ def test_the_service_is_ready_after_its_model_has_answered_once(url: str):
     assert is_ready(url)
     assert httpx.get(f"{url}/readyz").status_code == 200
     assert httpx.get(f"{url}/livez").status_code == 200
-    assert metric(url, 'vargpt_choices_total{outcome="answered"}') >= 2
+    assert metric(url, "vargpt_choices_total", outcome="answered") >= 2
     assert metric(url, "vargpt_images_total") >= 1
 
 
@@ -59,6 +87,34 @@ def test_an_unknown_route_has_our_shape_and_not_the_servers(url: str):
     response = httpx.get(f"{url}/v1/nowhere")
 
     assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_the_page_is_ours_and_nothing_reports_to_anybody(url: str):
+    page = httpx.get(f"{url}/")
+
+    assert "vargpt" in page.text and "curl" in page.text
+    assert "BentoML" not in page.text
+    for path in ["/", "/v1", "/v1/openapi.json", "/v1/models", "/metrics", *OTHER_PATHS]:
+        assert "googletagmanager" not in httpx.get(url + path).text
+        assert "googletagmanager" not in httpx.post(url + path).text
+
+
+def test_metrics_can_be_read_and_stand_there_once(url: str):
+    names = [family.name for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text)]
+
+    assert len(names) == len(set(names))
+    assert "vargpt_time_to_first_token_seconds" in names
+    assert any(name.startswith("bentoml") for name in names)
+
+
+def test_the_log_has_one_json_line_for_a_request(server: Server):
+    headers = {"X-Request-Id": "to-be-found"}
+    httpx.post(server.url + CHAT, json=SHORT, headers=headers, timeout=60)
+
+    lines = [line for line in server.log().splitlines() if "to-be-found" in line]
+
+    assert len(lines) == 1
+    assert json.loads(lines[0])["outcome"] == "answered"
 
 
 def test_many_clients_share_batches_and_each_gets_its_own_answer(url: str):
@@ -79,8 +135,10 @@ def test_many_clients_share_batches_and_each_gets_its_own_answer(url: str):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_hangs_up_frees_the_engine(url: str, stream: bool, wait_until: Callable):
-    name = 'vargpt_choices_total{outcome="cancelled"}'
-    before = metric(url, name)
+    def num_cancelled() -> float:
+        return metric(url, "vargpt_choices_total", outcome="cancelled")
+
+    before = num_cancelled()
 
     with pytest.raises(httpx.TimeoutException), httpx.Client(timeout=0.3) as client:
         if stream:
@@ -89,7 +147,7 @@ def test_a_client_that_hangs_up_frees_the_engine(url: str, stream: bool, wait_un
                     raise httpx.ReadTimeout("enough")
         client.post(url + CHAT, json={**LONG, "n": 8})
 
-    wait_until(lambda: metric(url, name) > before and metric(url, "vargpt_running ") == 0)
+    wait_until(lambda: num_cancelled() > before and metric(url, "vargpt_running") == 0)
 
 
 def test_a_service_told_to_stop_finishes_what_it_has_begun(published: Path):
@@ -108,6 +166,27 @@ def test_a_service_told_to_stop_finishes_what_it_has_begun(published: Path):
     assert code in (0, -signal.SIGTERM)
 
 
+def test_a_broken_device_fails_both_probes(
+    published: Path, tmp_path: Path, wait_until: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    replaced = {"serving.service:VargptService": "broken:VargptService", str(ROOT): str(tmp_path)}
+
+    def serve_broken(*arguments: object) -> list[str]:
+        return [replaced.get(word, word) for word in serve_command(*arguments)]
+
+    monkeypatch.setattr(client, "serve_command", serve_broken)
+    with Server(published) as running:
+        assert httpx.get(f"{running.url}/livez").status_code == 200
+        wait_until(lambda: httpx.post(running.url + CHAT, json=SHORT, timeout=60).status_code == 500)
+
+        wait_until(lambda: httpx.get(f"{running.url}/livez").status_code == 503)
+
+        assert httpx.get(f"{running.url}/readyz").status_code == 503
+        assert httpx.post(running.url + CHAT, json=SHORT).json()["error"]["code"] == "model_broken"
+
+
 def test_damaged_weights_are_named_and_never_served(published: Path, tmp_path: Path):
     folder = tmp_path / "model"
     shutil.copytree(published, folder)
@@ -120,7 +199,7 @@ def test_damaged_weights_are_named_and_never_served(published: Path, tmp_path: P
         pass
 
 
-def test_the_face_starts_without_waiting_for_torch_or_mlflow():
+def test_the_http_api_starts_without_waiting_for_torch_or_mlflow():
     script = "import sys, serving.service; print(sorted({'torch', 'mlflow'} & set(sys.modules)))"
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

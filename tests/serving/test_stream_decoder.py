@@ -1,14 +1,12 @@
-"""A stream's pieces always join to the whole reply."""
+"""Incremental decoding: a stream's parts always join to the whole reply."""
 
 import pytest
-import torch
 from PIL import Image
 
-from model.generation.generate import Event, Reply
-from model.text_tokenizer import IMAGE_END, IMAGE_START
 from serving.loaded_model import LoadedModel
-from serving.replies import ChatShape, Piece
+from serving.replies import ChatReplyFormat, ReplyPart
 from serving.stream_decoder import StreamDecoder
+from tests.serving.parts import played
 
 REPLIES = [
     "Here is a red seven on a white background.<image>The picture shows a red seven.",
@@ -21,63 +19,48 @@ REPLIES = [
 ]
 
 
-def played(backend: LoadedModel, script: str) -> tuple[list[Event], Reply]:
-    """The events and the reply of a model that would say this."""
-    tokenizer = backend.processor.tokenizer
-    start, end = tokenizer.convert_tokens_to_ids([IMAGE_START, IMAGE_END])
-    events, images = [], []
-    for number, text in enumerate(script.split("<image>")):
-        if number:
-            images.append(torch.rand(3, 32, 32))
-            events += [Event(0, "token", start), Event(0, "scale", scale=0)]
-            events += [Event(0, "image", image=images[-1]), Event(0, "token", end)]
-        events += [Event(0, "token", token) for token in tokenizer.encode(text, add_special_tokens=False)]
-    token_ids = [event.token_id for event in events if event.type == "token"]
-    return events, Reply(token_ids, images, "stop", 5, 30 * len(images))
-
-
-def joined(pieces: list[Piece]) -> list[str | bytes]:
+def joined(parts: list[ReplyPart]) -> list[str | bytes]:
     """Neighbouring texts made one, pictures as bytes."""
     found: list[str | bytes] = []
-    for piece in pieces:
-        if isinstance(piece, Image.Image):
-            found.append(piece.tobytes())
+    for part in parts:
+        if isinstance(part, Image.Image):
+            found.append(part.tobytes())
         elif found and isinstance(found[-1], str):
-            found[-1] += piece
+            found[-1] += part
         else:
-            found.append(piece)
+            found.append(part)
     return found
 
 
 @pytest.mark.parametrize("script", REPLIES)
-def test_parts_join_to_the_segments_of_the_reply(backend: LoadedModel, script: str):
-    events, reply = played(backend, script)
-    stream_decoder = StreamDecoder(backend.processor, in_parts=True)
+def test_parts_join_to_the_segments_of_the_reply(loaded_model: LoadedModel, script: str):
+    events, reply = played(loaded_model, script)
+    stream_decoder = StreamDecoder(loaded_model.processor, in_parts=True)
 
-    pieces = [piece for event in events for piece in stream_decoder.on_event(event)] + stream_decoder.close()
+    parts = [part for event in events for part in stream_decoder.on_event(event)] + stream_decoder.close()
 
-    assert joined(pieces) == joined(backend.processor.pieces(reply.token_ids, reply.images))
+    assert joined(parts) == joined(loaded_model.processor.parts(reply.token_ids, reply.images))
 
 
 @pytest.mark.parametrize("script", REPLIES)
-def test_deltas_join_to_the_content_of_the_message(backend: LoadedModel, script: str):
-    events, reply = played(backend, script)
-    stream_decoder = StreamDecoder(backend.processor)
-    shape = ChatShape(model="vargpt", seed=0)
-    pieces = backend.processor.pieces(reply.token_ids, reply.images)
+def test_deltas_join_to_the_content_of_the_message(loaded_model: LoadedModel, script: str):
+    events, reply = played(loaded_model, script)
+    stream_decoder = StreamDecoder(loaded_model.processor)
+    reply_format = ChatReplyFormat(model="vargpt", seed=0)
+    parts = loaded_model.processor.parts(reply.token_ids, reply.images)
 
-    heard = [piece for event in events for piece in stream_decoder.on_event(event)] + stream_decoder.close()
+    heard = [part for event in events for part in stream_decoder.on_event(event)] + stream_decoder.close()
 
-    message = shape.completion([pieces], [reply])["choices"][0]["message"]
-    assert "".join(piece for piece in heard if isinstance(piece, str)) == message["content"]
-    assert len([piece for piece in heard if isinstance(piece, Image.Image)]) == len(message.get("images", []))
+    message = reply_format.completion([parts], [reply])["choices"][0]["message"]
+    assert "".join(part for part in heard if isinstance(part, str)) == message["content"]
+    assert len([part for part in heard if isinstance(part, Image.Image)]) == len(message.get("images", []))
 
 
-def test_no_delta_holds_half_a_character(backend: LoadedModel):
-    events, _ = played(backend, REPLIES[4])
-    stream_decoder = StreamDecoder(backend.processor)
+def test_no_delta_holds_half_a_character(loaded_model: LoadedModel):
+    events, _ = played(loaded_model, REPLIES[4])
+    stream_decoder = StreamDecoder(loaded_model.processor)
 
-    texts = [piece for event in events for piece in stream_decoder.on_event(event) if isinstance(piece, str)]
+    texts = [part for event in events for part in stream_decoder.on_event(event) if isinstance(part, str)]
 
     assert texts
     assert not any("\ufffd" in text for text in texts)
