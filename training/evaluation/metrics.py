@@ -1,15 +1,16 @@
 """Figures from answers and drawings that were judged: pure arithmetic, with the confidence of each share."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from scipy.stats import binomtest
 
 from training.digits.prepare import POPE_SETTINGS
 from training.digits.scenes import Scene
 from training.evaluation.judge import Verdict
 
-Z_95 = 1.959964
+CONFIDENCE = 0.95
 ATTRIBUTES = ("digit", "color", "background")
 QUESTION_FAMILIES = (*ATTRIBUTES, "exists", "parity", "caption")
 
@@ -75,13 +76,11 @@ class Proportion:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's interval, which covers the true share 95 times of 100."""
-        if self.value is None:
+        """Wilson's score interval at 95 % confidence; everything where nothing was counted."""
+        if not self.count:
             return 0.0, 1.0
-        spread = Z_95**2 / self.count
-        center = (self.value + spread / 2) / (1 + spread)
-        half = math.sqrt(self.value * (1 - self.value) * spread + spread**2 / 4) / (1 + spread)
-        return max(0.0, center - half), min(1.0, center + half)
+        bounds = binomtest(self.hits, self.count).proportion_ci(CONFIDENCE, method="wilson")
+        return float(bounds.low), float(bounds.high)
 
 
 def proportion_of(claims: Iterable[bool]) -> Proportion:
