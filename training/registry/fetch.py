@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from model.errors import UserError
+from model.errors import UserError, redact
 from model.manifest import MANIFEST
-from training.tracking.mlflow_run import connect, outage_errors, redact
+from training.tracking.mlflow_run import connect, outage_errors
 
 REGISTERED = "models:/"
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")

@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.errors import UserError
+from model.errors import UserError, redact
 from model.manifest import LINEAGE, manifest_sha256, verify
 from training.registry.gates import Decision, decide
 from training.registry.lineage import TAG_PREFIX, Lineage, write_lineage
-from training.tracking.mlflow_run import connect, find_run, outage_errors, redact
+from training.tracking.mlflow_run import connect, find_run, outage_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -7,6 +7,6 @@ Door:
     sample_sheet: sample_sheet
     progress: ProgressLine, progress_line
     sender: sync_spools
-    mlflow_run: connect, find_run, outage_errors, redact
+    mlflow_run: connect, find_run, outage_errors
 May import: no other room
 """

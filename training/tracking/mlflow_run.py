@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from model.errors import redact
 from training.tracking.spool import Record, Spool
 
 if TYPE_CHECKING:
@@ -30,10 +31,6 @@ MAX_PARAM, MAX_TAG, MAX_DIGEST = 6000, 8000, 36
 REQUEST_SECONDS, REQUEST_RETRIES = 10, 0
 REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST"})
 IMAGE_FILE = re.compile(r"images/(?P<name>.+)[+%]step[+%](?P<step>\d+)[+%]timestamp[+%].*compressed.*")
-
-
-# user:password@ in an address
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 class RefusedError(Exception):
@@ -82,11 +79,6 @@ def outage_errors() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return (MlflowException, SQLAlchemyError, OSError)
-
-
-def redact(error: Exception | str) -> str:
-    """What went wrong, in a length for a log and without the password that an address may hold."""
-    return CREDENTIALS.sub("", str(error))[:300]
 
 
 def find_run(client: "MlflowClient", run: str) -> "Run | None":

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.tracking.mlflow_run import MlflowRunWriter, RefusedError, connect, outage_errors, redact
+from model.errors import redact
+from training.tracking.mlflow_run import MlflowRunWriter, RefusedError, connect, outage_errors
 from training.tracking.spool import Record, Spool, journals, try_lock
 
 if TYPE_CHECKING:

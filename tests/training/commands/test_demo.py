@@ -99,6 +99,40 @@ def test_the_step_that_fails_is_named(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("uri", "compare"),
+    [
+        ("sqlite:///mlflow.db", "mlflow server --backend-store-uri sqlite:///mlflow.db"),
+        ("postgresql://ada:secret@db/mlflow", "mlflow server --backend-store-uri postgresql://db/mlflow"),
+        ("http://ada:secret@mlflow:5000", "http://mlflow:5000"),
+    ],
+)
+def test_the_last_line_says_where_runs_are_compared_and_no_password(tmp_path, uri, compare):
+    demo = Demo(tmp_path, "Draw a red seven.", uri)
+    demo.reply = {"text": "Here.", "images": []}
+
+    assert demo.closing_words()[-1] == f"compare:  {compare}"
+
+
+def test_every_step_is_told_where_mlflow_is_but_not_in_its_arguments(tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr("training.commands.demo.DVC", (sys.executable, "-c", ""))
+    monkeypatch.setattr("training.commands.demo.VARGPT", (sys.executable, "-c", "raise SystemExit(3)"))
+    run = subprocess.run
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda command, **options: steps.append((command, options)) or run(command, **options),
+    )
+
+    with pytest.raises(ValueError, match="stopped at promote, which ended with exit code 3"):
+        Demo(tmp_path / "out", "Draw a red seven.", "http://ada:secret@mlflow:5000").play()
+    for command, options in steps:
+        assert options["env"]["MLFLOW_TRACKING_URI"] == "http://ada:secret@mlflow:5000"
+        assert "secret" not in " ".join(command)
+    assert len(steps) == 3
+
+
 def test_the_table_marks_every_figure_that_misses_its_target_and_no_other(metrics):
     assert "*" not in table(metrics)
 
