@@ -1,4 +1,4 @@
-"""How far a run is: a bar with rate and time left on a terminal, a line every few seconds in a log."""
+"""Progress of a run of steps: a bar with rate and time left on a terminal, log lines elsewhere."""
 
 import logging
 import time
@@ -14,7 +14,7 @@ LOG_SECONDS = 5.0
 
 
 class ProgressLine:
-    """The progress of one run of steps."""
+    """Shows how many of a number of steps are done, with their rate and the time left."""
 
     def __init__(self, title: str, first: int, steps: int, bar: Progress | None) -> None:
         self.title, self.first, self.steps, self.bar = title, first, steps, bar
@@ -22,7 +22,7 @@ class ProgressLine:
         self.task = None if bar is None else bar.add_task(title, total=steps, completed=first, facts="")
 
     def show(self, done: int, facts: Mapping[str, float]) -> None:
-        """`done` steps are behind us; `facts` are shown beside."""
+        """Show that `done` steps are done, with `facts` (losses) beside."""
         now = time.monotonic()
         rate = (done - self.first) / max(now - self.began, 1e-9)
         text = " ".join(f"{name} {value:.3f}" for name, value in facts.items()) + f" {rate:.2f} steps/s"
@@ -36,7 +36,7 @@ class ProgressLine:
 
 @contextmanager
 def progress_line(title: str, first: int, steps: int, is_shown: bool = True) -> Iterator[ProgressLine]:
-    """A line for steps from `first` on; a bar only where somebody watches."""
+    """Progress of steps from `first` on: a bar on a terminal, log lines where there is none."""
     console = Console(stderr=True)
     if not (is_shown and console.is_terminal):
         yield ProgressLine(title, first, steps, None)
