@@ -24,6 +24,7 @@ from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
 from model.published import decoder_weights, read_weights, tokenizer_weights, vargpt_weights
 from model.text_tokenizer import IMAGE, IMAGE_END, IMAGE_PAD, IMAGE_START
+from training.registry.lineage import imported_lineage, write_lineage
 
 # Shape legend: R = classes and null, C = decoder width.
 
@@ -93,7 +94,8 @@ def import_weights(
         _place(model, source, dtype)
     _begin_new_parts(model, dtype)
     _refuse_empty_places(model, llava)
-    save_model(model, processor, out)
+    weights = save_model(model, processor, out)
+    write_lineage(imported_lineage(filter(None, (llava, var, tokenizer)), weights), out)
     return out
 
 

@@ -8,7 +8,7 @@ import time
 from training.backbones.build import make_backbones
 from training.errors import Stopped
 from training.params import Params
-from training.registry.stage_folders import StageFolders, config_of
+from training.registry.stage_folders import StageFolders, tracked_params
 from training.run_context import RunContext
 from training.tracking.tracker import EXPERIMENT, LOG_EVERY, Tracker, open_tracker
 
@@ -22,7 +22,7 @@ def run_backbones(params: Params, place: StageFolders, setting: RunContext) -> N
     lineage = place.lineage(params, setting.commit)
     tracker = open_tracker(setting.tracking_uri, EXPERIMENT, setting.spool, is_rank_zero=True)
     began = time.monotonic()
-    run_id = tracker.start("backbones", config_of(params, "backbones"), lineage.tags())
+    run_id = tracker.start("backbones", tracked_params(params, "backbones"), lineage.tags())
     tracker.dataset("digits", lineage.data_md5, str(place.data_pointer.with_suffix("")))
     status = "FAILED"
     try:

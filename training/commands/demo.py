@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from model.errors import UserError, redact
-from training.registry.lineage import git_facts
+from training.registry.git_history import git_facts
 
 VARGPT = (sys.executable, "-m", "training.commands")
 DVC = (sys.executable, "-m", "dvc")

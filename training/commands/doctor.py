@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from model.errors import redact
-from training.registry.lineage import data_md5, data_path, md5_on_disk
+from training.registry.data_pointer import data_md5, data_path, md5_on_disk
 
 GIBIBYTE = 1 << 30
 NEEDED_GIB = 4

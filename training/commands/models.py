@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +23,9 @@ from training.commands.options import (
     Tracking,
     print_result,
 )
+
+if TYPE_CHECKING:
+    from training.registry.trace import ChainLink, HashCheck
 
 # At most so many questions and drawings; smoke shows that all works, not how well.
 EXTENT = {"tiny": (100_000, 100_000), "smoke": (220, 60)}
@@ -129,24 +133,48 @@ def lineage(
         str, typer.Argument(help="A model's folder, or models:/NAME@ALIAS or models:/NAME/VERSION.")
     ] = "outputs/stage3/model",
     root: Annotated[Path, typer.Option(help="The repository.")] = Path(),
+    outputs: Annotated[
+        Path | None, typer.Option(help="Where models lie that it was trained from; default: ROOT/outputs.")
+    ] = None,
     tracking_uri: Tracking = LOCAL_MLFLOW,
     as_json: AsJson = False,
 ) -> None:
-    """Walk back from a model to its data and verify every hash. Exit 1 if one is wrong."""
+    """Walk back from a model to its data and to the first model, verifying every hash. Exit 1 if one is
+    wrong.
+
+    What is not here any more is marked with `?` and is not wrong.
+    """
     from training.registry.fetch import REGISTERED, fetch
-    from training.registry.lineage import read_lineage, trace_lineage
+    from training.registry.lineage import read_lineage
+    from training.registry.trace import trace_lineage
 
     with tempfile.TemporaryDirectory() as scratch:
         is_registered = model.startswith(REGISTERED)
         folder = fetch(tracking_uri, model, Path(scratch)) if is_registered else Path(model)
-        record, checks = dataclasses.asdict(read_lineage(folder)), trace_lineage(folder, root)
-    lines = [f"{name + ':':16}{value}" for name, value in record.items() if value is not None]
-    lines += [f"{'ok   ' if c.is_right else 'WRONG'} {c.name}: {c.recorded}" for c in checks]
-    lines += [f"      {c.name} is {c.found}" for c in checks if not c.is_right]
-    facts = {"model": model, "record": record, "checks": [dataclasses.asdict(check) for check in checks]}
+        record = dataclasses.asdict(read_lineage(folder))
+        chain = trace_lineage(folder, root, outputs or root / "outputs")
+    lines = [f"{name + ':':24}{value}" for name, value in record.items() if value is not None]
+    lines += [line for link in chain for line in _told(link)]
+    facts = {"model": model, "record": record, "chain": [dataclasses.asdict(link) for link in chain]}
     print_result(facts, "\n".join(lines), as_json)
-    if not all(check.is_right for check in checks):
+    if any(check.is_right is False for link in chain for check in link.checks):
         raise typer.Exit(CHECK_FAILED)
+
+
+def _told(link: "ChainLink") -> Iterator[str]:
+    """One model of a chain, its checks, and the files that imported weights were read from."""
+    yield ""
+    yield f"{link.stage}: {link.weights_sha256}"
+    for check in link.checks:
+        yield f"  {_verdict(check)} {check.name}: {check.recorded}"
+        if not check.is_right:
+            yield f"        {check.found}"
+    for name, sha256 in (link.sources_sha256 or {}).items():
+        yield f"        from {name}: {sha256}"
+
+
+def _verdict(check: "HashCheck") -> str:
+    return {True: "ok   ", False: "WRONG", None: "?    "}[check.is_right]
 
 
 def import_weights(

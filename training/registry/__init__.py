@@ -1,10 +1,14 @@
 """Model versions: folders of a stage, lineage from weights to data, gates, champion and challenger.
 
-`lineage` and `gates` know no MLflow; `versions` and `fetch` are the two that talk to it.
+`lineage` is the record beside the weights; `trace` walks it back, with `data_pointer` (DVC) and
+`git_history`. `gates` and these know no MLflow; `versions` and `fetch` are the two that talk to it.
 
 Door:
-    stage_folders: StageFolders, config_of
-    lineage: config_sha256, data_md5, data_path, git_facts, md5_on_disk, read_lineage, trace_lineage
+    stage_folders: StageFolders, tracked_params
+    data_pointer: data_md5, data_path, md5_on_disk
+    git_history: git_facts
+    lineage: config_sha256, imported_lineage, read_lineage, write_lineage
+    trace: ChainLink, HashCheck, trace_lineage
     shared_model: SHARED, final_model, share
     gates: LOWER_IS_BETTER, numbers
     versions: promote, register

@@ -16,7 +16,7 @@ from training.data.batches import Batches, open_mixture
 from training.digits.instructions import sample_prompts
 from training.errors import Stopped
 from training.params import Params
-from training.registry.stage_folders import StageFolders, config_of
+from training.registry.stage_folders import StageFolders, tracked_params
 from training.run_context import RunContext
 from training.stages.stage_table import Stage, freeze_for, stage_named
 from training.stages.trainer import StepReport, Trainer, make_accelerator
@@ -75,7 +75,7 @@ class StageRun:
             setting.tracking_uri, EXPERIMENT, setting.spool, accelerator.is_main_process
         )
         self.began, self.seconds_before, self.run_id = time.monotonic(), 0.0, ""
-        self.lineage = place.lineage(params, setting.commit)
+        self.lineage = place.lineage(params, setting.commit, stage.starts_from)
 
     def train(self) -> None:
         """Go on from the newest checkpoint to the end, and publish."""
@@ -105,7 +105,7 @@ class StageRun:
         """One run over all attempts: its name lies in a file from the first attempt on."""
         note = self.place.folder / f"{self.trainer.checkpoints.name}.run.json"
         known = json.loads(note.read_text())["run"] if note.is_file() else None
-        config = config_of(self.params, self.stage.name)
+        config = tracked_params(self.params, self.stage.name)
         self.run_id = self.tracker.start(
             self.stage.name, config, self.lineage.tags(), beside.get("run") or known
         )

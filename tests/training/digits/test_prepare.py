@@ -15,7 +15,7 @@ from training.digits.prepare import POPE_SETTINGS, SceneRenderer, prepare, wishe
 from training.digits.scans import load_scans
 from training.digits.scenes import BACKGROUNDS, COLORS, DIGITS, TUNING_PAIRS, UNSEEN_PAIRS, split_scans
 from training.params import load_params
-from training.registry.lineage import md5_on_disk
+from training.registry.data_pointer import md5_on_disk
 
 ROOT = Path(__file__).parents[3]
 

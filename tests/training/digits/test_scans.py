@@ -10,7 +10,7 @@ from model.errors import UserError
 from tests.training.raw_data import POINTER, copy_raw_data
 from training.digits.scans import load_scans
 from training.digits.scenes import BACKGROUNDS, COLORS, TUNING_PAIRS, UNSEEN_PAIRS, Scene, render, split_scans
-from training.registry.lineage import data_md5, md5_on_disk
+from training.registry.data_pointer import data_md5, md5_on_disk
 
 
 @pytest.fixture(scope="module")

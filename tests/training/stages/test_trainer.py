@@ -97,6 +97,16 @@ def test_a_run_killed_twice_ends_with_the_same_weights_bit_for_bit(place, uninte
     assert not committed(place), "checkpoints have served once the model is published"
 
 
+def test_the_published_model_names_the_weights_it_started_from(whole):
+    record = json.loads((whole / "outputs/stage1/model/lineage.json").read_text())
+    started_from = json.loads((whole / "artifacts/backbones.json").read_text())
+    assert (record["stage"], record["parent_stage"]) == ("stage1", "backbones")
+    assert record["parent_weights_sha256"] == started_from["weights_sha256"]
+    [spool] = whole.glob("spool/*.jsonl")
+    start = json.loads(spool.read_text().splitlines()[0])
+    assert start["params"]["lr"] == "0.002" and start["params"]["stage"] == "stage1"
+
+
 def test_only_what_the_stage_names_has_learned(place, uninterrupted):
     before = load_file(place / "outputs/backbones/model/model.safetensors")
     changed = {key for key in before if not torch.equal(before[key], uninterrupted[key])}
