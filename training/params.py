@@ -117,7 +117,7 @@ class PromoteParams(Section):
     """What a candidate for champion must reach, nested as in metrics/evaluate.json."""
 
     margins: dict[str, dict[str, float] | float] = Field(
-        description="how much worse than the champion it may be"
+        description="how much worse than the best champion so far it may be"
     )
     floors: dict[str, dict[str, float] | float] = Field(description="the least it must reach in any case")
 

@@ -1,4 +1,4 @@
-"""Figures from answers and drawings that were judged: pure arithmetic, with the confidence of each share."""
+"""Metrics from judged answers and drawings: pure arithmetic, with a confidence interval for each share."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ CONFIDENCE = 0.95
 ATTRIBUTES = ("digit", "color", "background")
 QUESTION_FAMILIES = (*ATTRIBUTES, "exists", "parity", "caption")
 
-# What `tiny` must reach on held-out scans, and what it aims at.
-TARGETS = {
-    "draw.all_right": (0.94, 0.98),
-    "draw.unseen": (0.80, 0.95),
-    "draw.frechet_ratio": (2.5, 1.8),
-    "vqa.digit": (0.96, 0.98),
-    "vqa.color": (0.97, 0.99),
-    "vqa.background": (0.99, 1.0),
-    "pope.random": (0.92, 0.97),
-    "pope.popular": (0.92, 0.97),
-    "pope.adversarial": (0.92, 0.97),
-    "draw_and_describe": (0.92, 0.98),
-    "tokenizer.psnr": (27.0, 29.5),
-    "tokenizer.judge": (0.95, 0.98),
+# What `tiny` aims at on held-out scans; what a champion must reach are the floors of params.yaml.
+AIMS = {
+    "draw.all_right": 0.98,
+    "draw.unseen": 0.95,
+    "draw.frechet_ratio": 1.8,
+    "vqa.digit": 0.98,
+    "vqa.color": 0.99,
+    "vqa.background": 1.0,
+    "pope.random": 0.97,
+    "pope.popular": 0.97,
+    "pope.adversarial": 0.97,
+    "draw_and_describe": 0.98,
+    "tokenizer.psnr": 29.5,
+    "tokenizer.judge": 0.98,
 }
 
 
@@ -64,7 +64,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Proportion:
-    """So many of so many."""
+    """A share: `hits` of `count`."""
 
     hits: int
     count: int

@@ -9,6 +9,6 @@ Door:
     sample_sheet: sample_sheet
     progress: ProgressLine, progress_line
     sender: sync_spools
-    mlflow_run: connect, find_run, outage_errors
+    mlflow_run: STAGE_TAG, connect, find_run, outage_errors
 May import: no other room
 """
