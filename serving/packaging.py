@@ -110,11 +110,11 @@ def fetch(tracking_uri: str, model_uri: str, scratch: Path) -> Fetched:
 
 
 def _set_mlflow_defaults() -> None:
-    """No progress bars, no log of database migrations, few retries; what the user has set counts."""
+    """No progress bars, no log of migrations and retries, few of these; what the user has set counts."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    for noisy in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy in ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def read_lineage(folder: Path) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def evaluate(
     disable_progress_bar()
     chosen = load_params(params, size)
     floors = chosen.promote.floors
-    with model_folder(model or str(final_model()), tracking_uri) as folder:
+    model = model or str(final_model())
+    with model_folder(model, tracking_uri) as folder:
         found = evaluate(
             folder,
             prepared,
@@ -66,7 +67,7 @@ def evaluate(
             floors=floors,
             progress=lambda line: typer.echo(line, err=True),
         )
-        track_evaluation(folder, found, plots, tracking_uri, spool)
+        track_evaluation(model, folder, found, plots, tracking_uri, spool)
     print_result(found, table(found, floors), as_json)
 
 

@@ -14,12 +14,21 @@ EVALUATE = "evaluate"
 
 
 def track_evaluation(
-    model_dir: Path, metrics: Mapping[str, Any], plots_dir: Path, tracking_uri: str, spool: Path
+    address: str,
+    model_dir: Path,
+    metrics: Mapping[str, Any],
+    plots_dir: Path,
+    tracking_uri: str,
+    spool: Path,
 ) -> None:
-    """Record figures and plots with the lineage of the model that they are about."""
+    """Record figures and plots with the lineage of the model that they are of.
+
+    Args:
+        address: What the model was called by: a folder, or models:/...
+    """
     lineage = read_lineage(model_dir)
     tracker = open_tracker(tracking_uri, EXPERIMENT, spool, is_rank_zero=True)
-    params = {"stage": EVALUATE, "model": str(model_dir), **metrics[SUBJECT]}
+    params = {"stage": EVALUATE, "model": address, **metrics[SUBJECT]}
     # The record says which stage made the model; the run's own stage is another.
     tracker.start(EVALUATE, params, {**lineage.tags(), STAGE_TAG: EVALUATE})
     scores = {name: value for name, value in metrics.items() if name != SUBJECT}

@@ -57,8 +57,8 @@ def connect(uri: str, seconds: int = REQUEST_SECONDS, retries: int = REQUEST_RET
     for variable, value in defaults:
         if not variable.is_set():
             variable.set(value)
-    for noisy in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy in ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     database = _sqlite_file(uri)
     if database and not database.exists():
         _create(database)
