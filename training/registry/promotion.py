@@ -100,7 +100,7 @@ def promote(
     with promotion_lock(client, model_name, intent, functools.partial(_settle, client, model_name, record)):
         champions = _champions(client, model_name)
         before = str(champions[-1].version) if champions else None
-        if before == version:
+        if _alias(client, model_name) == version:
             return Promotion(version, version, True, False, None)
         decision, obstacle = _judge(candidate, champions, margins, floors)
         is_yes = decision.is_yes and obstacle is None
@@ -110,7 +110,8 @@ def promote(
             "gates": [dataclasses.asdict(gate) | {"short_by": gate.short_by} for gate in decision.gates],
         }
         if is_yes:
-            listed = (*(str(champion.version) for champion in champions), version)
+            others = [str(champion.version) for champion in champions]
+            listed = (*others, version) if before != version else tuple(others)
             _make_champion(client, model_name, intent, listed, entry | {"event": PROMOTED}, record)
         else:
             client.set_registered_model_alias(model_name, CHALLENGER, version)
@@ -129,13 +130,11 @@ def roll_back(uri: str, model_name: str, by: str, record: Path | None = None) ->
     intent, client = new_intent(by), open_registry(uri)
     _refuse_unknown(client, model_name)
     with promotion_lock(client, model_name, intent, functools.partial(_settle, client, model_name, record)):
-        *former, withdrawn = _champions(client, model_name) or [None]
+        if _alias(client, model_name) is None:
+            raise UserError(f"{model_name} has no champion")
+        *former, withdrawn = _champions(client, model_name)
         if not former:
-            raise UserError(
-                f"{model_name} has no champion"
-                if withdrawn is None
-                else f"{model_name} has no champion before version {withdrawn.version}"
-            )
+            raise UserError(f"{model_name} has no champion before version {withdrawn.version}")
         entry = _entry(intent, model_name, str(former[-1].version), str(withdrawn.version))
         listed = tuple(str(champion.version) for champion in former)
         _make_champion(client, model_name, intent, listed, entry | {"event": ROLLED_BACK}, record)
@@ -176,13 +175,19 @@ def _is_of(figures: Mapping[str, Any] | None, test_set: tuple[object, ...]) -> b
 
 def _champions(client: "MlflowClient", model_name: str) -> list["ModelVersion"]:
     """All champions that still exist, the present one last; an alias that was moved by hand counts."""
-    model = client.get_registered_model(model_name)
-    listed = [name for name in model.tags.get(CHAMPIONS_TAG, "").split(",") if name]
-    present = model.aliases.get(CHAMPION)
-    if present is not None and listed[-1:] != [str(present)]:
-        listed.append(str(present))
+    tags = client.get_registered_model(model_name).tags
+    listed = [version for version in tags.get(CHAMPIONS_TAG, "").split(",") if version]
+    present = _alias(client, model_name)
+    if present is not None and listed[-1:] != [present]:
+        listed.append(present)
     found = (existing_version(client, model_name, version) for version in listed)
     return [version for version in found if version is not None]
+
+
+def _alias(client: "MlflowClient", model_name: str) -> str | None:
+    """The version that is champion now; None for none."""
+    version = client.get_registered_model(model_name).aliases.get(CHAMPION)
+    return None if version is None else str(version)
 
 
 def _refuse_unknown(client: "MlflowClient", model_name: str) -> None:

@@ -78,12 +78,14 @@ class Intent:
             age = datetime.now(UTC) - datetime.fromisoformat(self.time)
             return age.total_seconds() > LEASE_SECONDS
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) > CLOCK_SECONDS
+            process = psutil.Process(self.pid)
+            is_another = abs(process.create_time() - self.started) > CLOCK_SECONDS
+            return is_another or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
 
     def precedes(self, other: "Intent") -> bool:
-        """It began earlier; of two at the same time one precedes the other all the same."""
+        """Whether it began earlier; between two of the same time their ids decide."""
         return (self.time, self.id) < (other.time, other.id)
 
 
@@ -116,7 +118,7 @@ def promotion_lock(
     _announce(client, model_name, intent)
     try:
         for left in _others(client, model_name, intent):
-            logger.warning("settling what %s began at %s and did not finish", left.by, left.time)
+            logger.warning("%s began a promotion at %s that never ended: settling it", left.by, left.time)
             settle(left)
         yield
     finally:
@@ -151,7 +153,7 @@ def _write(client: "MlflowClient", model_name: str, intent: Intent) -> None:
 
 
 def _announce(client: "MlflowClient", model_name: str, intent: Intent) -> None:
-    """Write the tag and wait to be alone among the living. UserError when that does not come to be."""
+    """Write the tag, then wait until no other live promotion has one. UserError when one stays."""
     _write(client, model_name, intent)
     deadline = time.monotonic() + WAIT_SECONDS
     while alive := [other for other in _others(client, model_name, intent) if not other.is_dead]:

@@ -208,6 +208,20 @@ def test_an_alias_that_was_moved_by_hand_counts(mlflow_db, tmp_path):
     assert roll_back(mlflow_db, "vargpt", "bob").version == "1"
 
 
+def test_an_alias_that_was_taken_away_by_hand_is_no_champion_but_keeps_the_bar(mlflow_db, tmp_path):
+    for number, digit in enumerate((0.98, 0.9), start=1):
+        candidate(mlflow_db, tmp_path, f"{number}", changed("vqa.digit", digit))
+    crown(mlflow_db, "1")
+    MlflowClient(mlflow_db, mlflow_db).delete_registered_model_alias("vargpt", "champion")
+
+    with pytest.raises(ValueError, match=r"vargpt has no champion$"):
+        roll_back(mlflow_db, "vargpt", "bob")
+    assert not crown(mlflow_db, "2").is_champion
+    assert crown(mlflow_db, "1").has_changed
+    model = MlflowClient(mlflow_db, mlflow_db).get_registered_model("vargpt")
+    assert (str(model.aliases["champion"]), model.tags["vargpt.champions"]) == ("1", "1")
+
+
 @pytest.mark.parametrize("by", ["", "  "])
 def test_somebody_must_answer_for_a_promotion_and_for_a_rollback(by):
     with pytest.raises(ValueError, match="by must name who promotes"):
