@@ -1,4 +1,13 @@
-"""The error for what a user has caused and can mend, as opposed to bugs and outages."""
+"""The error that a user can cause and mend, as opposed to bugs and outages; and what a message may show."""
+
+import re
+
+# Longer messages come from servers that answer with a page.
+SHOWN_LENGTH = 300
+# USER:PASSWORD@ or TOKEN@ behind ://, up to the last @, because passwords hold @ and / too; ?password=...
+_CREDENTIALS = re.compile(
+    r"(?<=://)[^\s/:@]+:\S*@|(?<=://)[^\s/:]+@|(?<=password=)[^\s&'\"]+|(?<=token=)[^\s&'\"]+", re.IGNORECASE
+)
 
 
 class UserError(ValueError):
@@ -7,3 +16,12 @@ class UserError(ValueError):
     Trying again cannot help, so commands and training end with exit code 2 and the service answers with
     status 400. Any other ValueError is a bug.
     """
+
+
+def redact(text: Exception | str) -> str:
+    """A message or an address without the passwords in it, cut to a length for a log."""
+    return _CREDENTIALS.sub(_masked, str(text))[:SHOWN_LENGTH]
+
+
+def _masked(found: re.Match[str]) -> str:
+    return "" if found[0].endswith("@") else "***"

@@ -184,12 +184,17 @@ def test_a_second_play_changes_nothing(played):
     assert (played.folder / "outputs" / "demo" / "summary.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("end", ["outputs/stage3/model", "models:/vargpt@champion"])
-def test_the_model_can_be_traced_to_its_data_from_either_end(played, end):
+@pytest.mark.parametrize(
+    ("end", "version"), [("outputs/stage3/model", None), ("models:/vargpt@champion", "1")]
+)
+def test_the_model_can_be_traced_to_data_and_backbones_from_either_end(played, end, version):
     found = json.loads(played.vargpt("lineage", end, "--json").splitlines()[-1])
 
-    assert {check["name"] for check in found["checks"]} == {"weights", "data pointer", "data", "git commit"}
-    assert found["record"]["model_version"] == "1"
+    assert [link["stage"] for link in found["chain"]] == ["stage3", "stage2", "stage1", "backbones"]
+    for link in found["chain"]:
+        checks = {check["name"]: check["is_right"] for check in link["checks"]}
+        assert checks == dict.fromkeys(("weights", "data pointer", "data", "git commit", "config"), True)
+    assert found["record"]["model_version"] == version
 
 
 def test_dvc_tells_the_figures(played):

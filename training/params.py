@@ -121,7 +121,7 @@ class PromoteParams(Section):
     """Conditions for promotion to champion, by metric as in metrics/evaluate.json."""
 
     margins: dict[str, dict[str, float] | float] = Field(
-        description="how much worse than the champion a candidate may be"
+        description="how much worse than the best champion so far it may be"
     )
     floors: dict[str, dict[str, float] | float] = Field(description="least value, whatever the champion has")
 
@@ -150,18 +150,27 @@ def load_params(path: Path, size: str | None = None) -> Params:
     """
     if not path.is_file():
         raise UserError(f"no parameters at {path}")
+    params = parse_params(values_for_size(path.read_text(encoding="utf-8"), size, str(path)))
+    return params.model_copy(update={"precision": resolved(params.precision)})
+
+
+def values_for_size(text: str, size: str | None, name: str) -> dict[str, Any]:
+    """The values in the text of a params.yaml with those of a size merged over them, not checked further.
+
+    Args:
+        name: What a UserError calls the text.
+    """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {error}") from None
+        raise UserError(f"{name} is not YAML: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a mapping, got {type(values).__name__}")
-    overrides = {name: values.pop(name, {}) for name in OVERRIDES}
+        raise UserError(f"{name} must hold a mapping, got {type(values).__name__}")
+    overrides = {key: values.pop(key, {}) for key in OVERRIDES}
     values["size"] = size or values.get("size")
     if values["size"] not in SIZES:
         raise UserError(f"size must be one of {list(SIZES)}, got {values['size']!r}")
-    params = parse_params(_merged(values, overrides.get(values["size"], {})))
-    return params.model_copy(update={"precision": resolved(params.precision)})
+    return _merged(values, overrides.get(values["size"], {}))
 
 
 def parse_params(values: dict[str, Any]) -> Params:

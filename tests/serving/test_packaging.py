@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,26 @@ import yaml
 from mlflow import MlflowClient
 from PIL import Image
 
-from model.manifest import LINEAGE, manifest_sha256, verify
-from serving.packaging import BENTO_TAG, copy_published, fetch, read_lineage, runtime_requirements
+from model.manifest import LINEAGE, MANIFEST, manifest_sha256, verify, write_manifest
+from serving.packaging import (
+    BENTO_TAG,
+    LOCK,
+    WEIGHTS_TAG,
+    build,
+    code_labels,
+    copy_published,
+    fetch,
+    lineage_labels,
+    read_lineage,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
+HASHED = """numpy==2.3.4 \\
+    --hash=sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa \\
+    --hash=sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
+colorama==0.4.6 ; sys_platform == "win32" \\
+    --hash=sha256:cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc
+"""
 
 
 @pytest.fixture
@@ -27,7 +44,8 @@ def registry(mlflow_db: str, published: Path, tmp_path: Path) -> str:
     run_id = client.create_run(experiment).info.run_id
     client.log_artifacts(run_id, str(published), "model")
     client.create_registered_model("vargpt")
-    version = client.create_model_version("vargpt", f"runs:/{run_id}/model", run_id).version
+    tags = {WEIGHTS_TAG: manifest_sha256(published)}
+    version = client.create_model_version("vargpt", f"runs:/{run_id}/model", run_id, tags=tags).version
     client.set_registered_model_alias("vargpt", "champion", version)
     return mlflow_db
 
@@ -54,7 +72,9 @@ def test_the_champion_becomes_a_bento_that_answers_and_knows_where_it_comes_from
     shown = tmp_path / "shown.png"
     Image.new("RGB", (32, 32), "red").save(shown)
 
-    tag = package(registry, home)["bento_tag"]
+    packaged = vargpt("package", "--tracking-uri", registry, "--json", home=home)
+    assert packaged.returncode == 0, packaged.stderr
+    tag = json.loads(packaged.stdout.splitlines()[-1])["bento_tag"]
     asked = vargpt(
         "ask", "Draw a seven.", "--image", str(shown), "--out", str(out), "--seed", "4", "--json", home=home
     )
@@ -65,6 +85,9 @@ def test_the_champion_becomes_a_bento_that_answers_and_knows_where_it_comes_from
     assert bento["labels"]["weights_sha256"] == manifest_sha256(published)
     assert bento["labels"]["data_md5"] == "0123.dir"
     assert bento["labels"]["bento_tag"] == tag
+    assert bento["labels"]["training_git_commit"] == "abc"
+    assert bento["labels"]["serving_git_commit"] == head_of(ROOT)
+    assert "Downloading" not in packaged.stderr and "alembic" not in packaged.stderr
     assert MlflowClient(registry).get_model_version("vargpt", "1").tags[BENTO_TAG] == tag
     assert asked.returncode == 0, asked.stderr
     answer = json.loads(asked.stdout.splitlines()[-1])
@@ -119,8 +142,100 @@ def test_only_what_the_manifest_names_is_copied(published: Path, tmp_path: Path)
     assert not (tmp_path / "copy" / "MLmodel").exists()
 
 
-def test_the_image_needs_no_tool_that_only_packaging_needs():
-    names = {line.split("==")[0] for line in runtime_requirements(ROOT / "pyproject.toml")}
+def head_of(folder: Path) -> str:
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    assert {"torch", "transformers", "bentoml", "fastapi", "jinja2"} <= names
-    assert not names & {"mlflow", "pip", "uv", "dvc"}
+
+def pinned(text: str) -> set[tuple[str, frozenset[str]]]:
+    """Every requirement with its hashes, however it is laid out."""
+    lines = text.replace("\\\n", " ").splitlines()
+    found = [line.split("--hash=") for line in lines if line.strip() and not line.startswith("#")]
+    return {(name.replace(" ", ""), frozenset(part.strip() for part in hashes)) for name, *hashes in found}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_hashes", [True, False])
+def test_the_bento_installs_what_the_lock_pins_and_nothing_that_floats(
+    registry: str, tmp_path: Path, has_hashes: bool
+):
+    lock = tmp_path / "lock.txt" if has_hashes else ROOT / LOCK
+    if has_hashes:
+        lock.write_text(HASHED)
+    script = (
+        "import sys; from pathlib import Path; from serving.packaging import package; "
+        "print(package(sys.argv[1], lock=Path(sys.argv[2])))"
+    )
+    environment = {**os.environ, "BENTOML_HOME": str(tmp_path / "home"), "BENTOML_DO_NOT_TRACK": "True"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, registry, lock],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    name, _, version = done.stdout.splitlines()[-1].partition(":")
+    [requirements] = (tmp_path / "home" / "bentos" / name / version).rglob("env/python/requirements*.txt")
+    wanted = pinned(lock.read_text()) | {(f"bentoml=={metadata.version('bentoml')}", frozenset())}
+    assert pinned(requirements.read_text()) == wanted
+    assert all("==" in requirement for requirement, _ in wanted)
+
+
+def test_a_missing_lock_is_named(registry: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"there is no .*none\.txt, which says what the bento installs"):
+        build(fetch(registry, "models:/vargpt@champion", tmp_path), lock=Path("none.txt"))
+
+
+def test_weights_swapped_in_the_store_with_manifest_and_record_are_not_packaged(
+    registry: str, published: Path, tmp_path: Path
+):
+    [stored] = (tmp_path / "artifacts").rglob(MANIFEST)
+    (stored.parent / "config.json").write_text("{}")
+    weights = write_manifest(stored.parent)
+    record = json.loads((stored.parent / LINEAGE).read_text())
+    (stored.parent / LINEAGE).write_text(json.dumps({**record, "weights_sha256": weights}))
+
+    with pytest.raises(ValueError, match=rf"was registered with weights \w+, its files are {weights}"):
+        fetch(registry, "models:/vargpt/1", tmp_path / "scratch")
+
+
+def test_a_version_that_names_no_weights_is_not_packaged(registry: str, tmp_path: Path):
+    MlflowClient(registry).delete_model_version_tag("vargpt", "1", WEIGHTS_TAG)
+
+    with pytest.raises(ValueError, match="was registered with weights None"):
+        fetch(registry, "models:/vargpt/1", tmp_path)
+
+
+def test_a_password_in_the_tracking_address_is_not_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    with pytest.raises(ValueError, match=r"cannot be fetched from http://127\.0\.0\.1:9: ") as caught:
+        fetch("http://ada:secret@127.0.0.1:9", "models:/vargpt@champion", tmp_path)
+    assert "secret" not in str(caught.value)
+
+
+def test_labels_tell_the_code_that_trained_from_the_code_that_answers(tmp_path: Path):
+    for command in (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "a"],
+    ):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+
+    assert lineage_labels(
+        {"git_commit": "abc", "git_dirty": False, "run_id": None, "sources_sha256": {}}
+    ) == {
+        "training_git_commit": "abc",
+        "training_git_dirty": "False",
+    }
+    assert lineage_labels({"git_commit": "abc"})["training_git_dirty"] == "unknown"
+    assert code_labels(tmp_path) == {"serving_git_commit": head_of(tmp_path), "serving_git_dirty": "False"}
+    (tmp_path / "serving").mkdir()
+    (tmp_path / "serving" / "new.py").touch()
+    assert code_labels(tmp_path)["serving_git_dirty"] == "True"
+    assert code_labels(tmp_path / "serving") == {
+        "serving_git_commit": "unknown",
+        "serving_git_dirty": "unknown",
+    }

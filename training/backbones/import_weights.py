@@ -23,6 +23,7 @@ from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
 from model.published import decoder_weights, read_weights, tokenizer_weights, vargpt_weights
 from model.text_tokenizer import IMAGE, IMAGE_END, IMAGE_PAD, IMAGE_START
+from training.registry.lineage import imported_lineage, write_lineage
 
 # Shape legend: R = classes and null, C = decoder width.
 
@@ -100,7 +101,8 @@ def import_weights(
         _load_source(model, source, dtype)
     _initialize_projectors(model, dtype)
     _refuse_missing_weights(model, llava)
-    save_model(model, processor, out)
+    weights_sha256 = save_model(model, processor, out)
+    write_lineage(imported_lineage(filter(None, (llava, var, tokenizer)), weights_sha256), out)
     return out
 
 

@@ -8,7 +8,7 @@ import time
 from training.backbones.build import make_backbones
 from training.errors import Stopped
 from training.params import BackboneParams, Params
-from training.registry.stage_folders import StageFolders, config_of
+from training.registry.stage_folders import StageFolders, tracked_params
 from training.run_context import RunContext
 from training.tracking.progress import ProgressLine, ProgressLines, progress_lines
 from training.tracking.tracker import EXPERIMENT, LOG_EVERY, Tracker, open_tracker
@@ -26,7 +26,7 @@ def run_backbones(params: Params, folders: StageFolders, context: RunContext) ->
     lineage = folders.lineage(params, context.commit)
     tracker = open_tracker(context.tracking_uri, EXPERIMENT, context.spool, is_rank_zero=True)
     began = time.monotonic()
-    run_id = tracker.start("backbones", config_of(params, "backbones"), lineage.tags())
+    run_id = tracker.start("backbones", tracked_params(params, "backbones"), lineage.tags())
     tracker.dataset("digits", lineage.data_md5, str(folders.data_pointer.with_suffix("")))
     status = "FAILED"
     try:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -14,9 +15,8 @@ from typing import Any
 
 import psutil
 
-from model.errors import UserError
-from training.registry.lineage import git_facts
-from training.tracking.mlflow_run import redact
+from model.errors import UserError, redact
+from training.registry.git_history import git_facts
 
 logger = logging.getLogger(__name__)
 
@@ -119,9 +119,8 @@ class Demo:
         watch.start()
         self._run("data", *DVC, "pull", "data.dvc")
         self._run("pipeline", *DVC, "repro")
-        uri = ("--tracking-uri", self.tracking_uri)
-        self._run("promote", *VARGPT, "promote", *uri)
-        bento = self._json("package", *VARGPT, "package", "--json", *uri)
+        self._run("promote", *VARGPT, "promote")
+        bento = self._json("package", *VARGPT, "package", "--json")
         self.out.mkdir(parents=True, exist_ok=True)
         picture = self.out / "reply.png"
         picture.unlink(missing_ok=True)
@@ -143,8 +142,17 @@ class Demo:
             f"answered: {self.reply['text']}",
             *(f"picture:  {path}" for path in self.reply["images"] or ["none was drawn"]),
             f"summary:  {self.out / 'summary.json'}",
-            f"compare:  mlflow server --backend-store-uri {redact(self.tracking_uri)}",
+            f"compare:  {self._where_runs_are()}",
         ]
+
+    def _where_runs_are(self) -> str:
+        """The page of a server, or the command that shows the runs of a database."""
+        address = redact(self.tracking_uri)
+        return address if address.startswith("http") else f"mlflow server --backend-store-uri {address}"
+
+    def _environment(self) -> dict[str, str]:
+        """Where MLflow is goes to every step this way: lists of processes show what an option says."""
+        return {**os.environ, "MLFLOW_TRACKING_URI": self.tracking_uri}
 
     def _announce(self, step: str) -> None:
         self._steps_begun += 1
@@ -152,12 +160,14 @@ class Demo:
 
     def _run(self, step: str, *command: str) -> None:
         self._announce(step)
-        if code := subprocess.run(command, check=False).returncode:
+        if code := subprocess.run(command, check=False, env=self._environment()).returncode:
             raise UserError(f"the demo stopped at {step}, which ended with exit code {code}")
 
     def _json(self, step: str, *command: str) -> dict[str, Any]:
         self._announce(step)
-        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            command, check=False, stdout=subprocess.PIPE, text=True, env=self._environment()
+        )
         if done.returncode:
             raise UserError(f"the demo stopped at {step}, which ended with exit code {done.returncode}")
         return json.loads(done.stdout.strip().splitlines()[-1])

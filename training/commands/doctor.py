@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from training.registry.lineage import data_md5, data_path, md5_on_disk
+from model.errors import redact
+from training.registry.data_pointer import data_md5, data_path, md5_on_disk
 
 GIBIBYTE = 1 << 30
 NEEDED_GIB = 4
@@ -68,7 +69,7 @@ def _room(name: str, size: int) -> Finding:
 
 
 def _mlflow(uri: str) -> Finding:
-    from training.tracking.mlflow_run import connect, outage_errors, redact
+    from training.tracking.mlflow_run import connect, outage_errors
 
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         return Finding("tracking", f"{redact(uri)} is made by the first run", True)

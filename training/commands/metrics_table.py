@@ -1,24 +1,27 @@
-"""Figures beside what they must reach, as a table of text."""
+"""Figures beside what they must reach and what they aim at, as a table of text."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from training.evaluation.metrics import TARGETS
-from training.registry.gates import LOWER_IS_BETTER, numbers
+from training.evaluation.metrics import AIMS
+from training.registry.gates import numbers, reaches
 
 
-def table(metrics: Mapping[str, Any]) -> str:
-    """A line for every figure that has a target; `*` marks one that is missed."""
-    found = numbers(metrics)
+def table(metrics: Mapping[str, Any], floors: Mapping[str, Any]) -> str:
+    """A line for every figure that has a floor or an aim; `*` marks one below its floor.
+
+    Args:
+        floors: What figures must reach, nested like the metrics.
+    """
+    found, musts = numbers(metrics), numbers(floors)
     lines = [f"{'':22}{'reached':>9}{'must':>8}{'aim':>8}"]
-    for name, (must, aim) in TARGETS.items():
-        value = found.get(name)
+    for name in AIMS | musts:
+        value, must, aim = found.get(name), musts.get(name), AIMS.get(name)
         shown = "none" if value is None else f"{value:.3f}"
-        lines.append(f"{name:22}{shown:>9}{must:>8}{aim:>8}{'' if _reaches(name, value, must) else ' *'}")
+        mark = " *" if must is not None and not reaches(name, value, must) else ""
+        lines.append(f"{name:22}{shown:>9}{_or_dash(must):>8}{_or_dash(aim):>8}{mark}")
     return "\n".join(lines)
 
 
-def _reaches(name: str, value: float | None, must: float) -> bool:
-    if value is None:
-        return False
-    return value <= must if name in LOWER_IS_BETTER else value >= must
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"

@@ -1,18 +1,12 @@
-"""The faces of `vargpt` about models: measure, promote, trace back, import."""
+"""Commands about a model's files: evaluate, share, import-weights."""
 
-import dataclasses
-import json
-import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from model.errors import UserError
 from training.commands.options import (
-    CHECK_FAILED,
     LOCAL_MLFLOW,
-    MODEL_NAME,
     AsJson,
     DataDir,
     ParamsFile,
@@ -26,13 +20,15 @@ from training.commands.options import (
 # At most so many questions and drawings; smoke shows that all works, not how well.
 EXTENT = {"tiny": (100_000, 100_000), "smoke": (220, 60)}
 
-ModelDir = Annotated[
-    Path | None, typer.Option(help="A published model; default: the last stage's, trained here or pulled.")
-]
-
 
 def evaluate(
-    model: ModelDir = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A model's folder, models:/NAME@ALIAS or models:/NAME/VERSION; "
+            "default: the last stage's, trained here or pulled."
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="test, or validation for tuning.")] = "test",
     params: ParamsFile = Path("params.yaml"),
     size: Size = None,
@@ -46,26 +42,33 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on held-out scans: questions, drawings, image tokenizer."""
+    from transformers.utils.logging import disable_progress_bar
+
     from training.commands.metrics_table import table
     from training.evaluation.evaluate import EvaluateParams, evaluate
     from training.evaluation.tracked_run import track_evaluation
     from training.params import load_params
+    from training.registry.fetch import model_folder
     from training.registry.shared_model import final_model
 
-    model = model or final_model()
-    extent = EvaluateParams(batch, *EXTENT[load_params(params, size).size])
-    found = evaluate(
-        model,
-        prepared,
-        data,
-        extent,
-        split,
-        metrics_file=metrics,
-        plots_dir=plots,
-        progress=lambda line: typer.echo(line, err=True),
-    )
-    track_evaluation(model, found, plots, tracking_uri, spool)
-    print_result(found, table(found), as_json)
+    disable_progress_bar()
+    chosen = load_params(params, size)
+    floors = chosen.promote.floors
+    model = model or str(final_model())
+    with model_folder(model, tracking_uri) as folder:
+        found = evaluate(
+            folder,
+            prepared,
+            data,
+            EvaluateParams(batch, *EXTENT[chosen.size]),
+            split,
+            metrics_file=metrics,
+            plots_dir=plots,
+            floors=floors,
+            progress=lambda line: typer.echo(line, err=True),
+        )
+        track_evaluation(model, folder, found, plots, tracking_uri, spool)
+    print_result(found, table(found, floors), as_json)
 
 
 def share(as_json: AsJson = False) -> None:
@@ -75,78 +78,6 @@ def share(as_json: AsJson = False) -> None:
     weights = share()
     text = f"{SHARED}: {weights}; to share it: git add {SHARED}.dvc, then dvc push"
     print_result({"model": str(SHARED), "weights_sha256": weights}, text, as_json)
-
-
-def promote(
-    stage: Annotated[Path, typer.Option(help="The pointer of a trained stage.")] = Path(
-        "artifacts/stage3.json"
-    ),
-    metrics: Annotated[Path, typer.Option(help="Its figures.")] = Path("metrics/evaluate.json"),
-    params: ParamsFile = Path("params.yaml"),
-    name: Annotated[str, typer.Option(help="The registered model.")] = MODEL_NAME,
-    by: Annotated[str, typer.Option(envvar="USER", help="Who promotes.")] = "",
-    tracking_uri: Tracking = LOCAL_MLFLOW,
-    as_json: AsJson = False,
-) -> None:
-    """Register a model version; make it champion unless it is worse than the champion. Exit 1 if it is."""
-    from training.params import load_params
-    from training.registry.lineage import read_lineage
-    from training.registry.versions import promote, register
-
-    facts, figures = _read_json(stage, "train"), _read_json(metrics, "evaluate")
-    margins = load_params(params).promote.margins
-    folder = Path(facts["model"])
-    _refuse_stale(stage, facts, folder)
-    version = register(tracking_uri, name, facts["run_id"], folder, figures, read_lineage(folder))
-    record = stage.parent / "promotions.jsonl"
-    outcome = promote(tracking_uri, name, version, margins, by=by, record=record)
-    print_result({**dataclasses.asdict(outcome), "report": outcome.report}, outcome.report, as_json)
-    if not outcome.is_champion:
-        raise typer.Exit(CHECK_FAILED)
-
-
-def _read_json(path: Path, command: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"there is no {path}; make it with: vargpt {command}")
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-
-
-def _refuse_stale(pointer: Path, facts: dict[str, Any], folder: Path) -> None:
-    """A pointer and the model that it names can part when a stage is interrupted."""
-    from model.manifest import manifest_sha256
-
-    if (found := manifest_sha256(folder)) != facts["weights_sha256"]:
-        raise UserError(
-            f"{pointer} names weights {facts['weights_sha256']}, {folder} holds {found}: train again"
-        )
-
-
-def lineage(
-    model: Annotated[
-        str, typer.Argument(help="A model's folder, or models:/NAME@ALIAS or models:/NAME/VERSION.")
-    ] = "outputs/stage3/model",
-    root: Annotated[Path, typer.Option(help="The repository.")] = Path(),
-    tracking_uri: Tracking = LOCAL_MLFLOW,
-    as_json: AsJson = False,
-) -> None:
-    """Walk back from a model to its data and verify every hash. Exit 1 if one is wrong."""
-    from training.registry.fetch import REGISTERED, fetch
-    from training.registry.lineage import read_lineage, trace_lineage
-
-    with tempfile.TemporaryDirectory() as scratch:
-        is_registered = model.startswith(REGISTERED)
-        folder = fetch(tracking_uri, model, Path(scratch)) if is_registered else Path(model)
-        record, checks = dataclasses.asdict(read_lineage(folder)), trace_lineage(folder, root)
-    lines = [f"{name + ':':16}{value}" for name, value in record.items() if value is not None]
-    lines += [f"{'ok   ' if c.is_right else 'WRONG'} {c.name}: {c.recorded}" for c in checks]
-    lines += [f"      {c.name} is {c.found}" for c in checks if not c.is_right]
-    facts = {"model": model, "record": record, "checks": [dataclasses.asdict(check) for check in checks]}
-    print_result(facts, "\n".join(lines), as_json)
-    if not all(check.is_right for check in checks):
-        raise typer.Exit(CHECK_FAILED)
 
 
 def import_weights(

@@ -24,4 +24,4 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 def print_result(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
     """Print a result, for a program or for a reader."""
-    typer.echo(json.dumps(facts) if as_json else text)
+    typer.echo(json.dumps(facts, allow_nan=False) if as_json else text)

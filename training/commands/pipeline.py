@@ -98,9 +98,11 @@ def demo(
     """Everything once: data, pipeline, promotion, packaging, and one request that is answered over HTTP."""
     from training.commands.demo import Demo
     from training.commands.metrics_table import table
+    from training.params import load_params
 
     # The pipeline's stages say `python`: the one that runs this.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     run = Demo(out, prompt, tracking_uri)
     summary = run.run()
-    print_result(summary, "\n".join([table(run.metrics), *run.closing_words()]), as_json)
+    floors = load_params(Path("params.yaml")).promote.floors
+    print_result(summary, "\n".join([table(run.metrics, floors), *run.closing_words()]), as_json)

@@ -1,10 +1,13 @@
-"""How good a model is: questions, drawings and the image tokenizer on held-out scans, as figures and plots.
+"""Measures a model on held-out scans: questions, drawings and the image tokenizer, as figures and plots.
 
-`judge` reads pictures without the model; `metrics` is arithmetic on what it saw.
+`evaluate` runs it all; `replies` puts prompts to the model. `judge` is a classifier that reads pictures
+without the model, trained on `real_pictures`; `frechet` compares sets of pictures, `reconstruction` measures
+the image tokenizer. `metrics` is arithmetic on what was answered and seen, `plots` draws it, `tracked_run`
+sends it to MLflow.
 
 Door:
     evaluate: EvaluateParams, evaluate
-    metrics: TARGETS
+    metrics: AIMS
     tracked_run: track_evaluation
 May import: registry, digits, data, tracking
 """

@@ -1,8 +1,9 @@
-"""EvaluationResult on held-out scans: questions, drawings and the image tokenizer, as figures and plots."""
+"""Evaluates a model on held-out scans: questions, drawings and the image tokenizer, as figures and plots."""
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from model.checkpoint import load_model
 from model.errors import UserError
 from model.generation.sampling import SamplingParams
+from model.manifest import manifest_sha256, verify
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
 from training.data.bad_records import BadRecordLog
@@ -24,8 +26,11 @@ from training.evaluation.plots import save_confusion, save_drawings, save_recons
 from training.evaluation.real_pictures import RealPictures
 from training.evaluation.reconstruction import Reconstructions, reconstruct
 from training.evaluation.replies import NOTHING_DRAWN, ModelReply, as_answer, as_drawings, reply_to
+from training.registry.data_pointer import md5_on_disk
+from training.registry.evaluation_subject import SUBJECT, EvaluationSubject
 
 SPLITS = ("test", "validation")
+PROMPTS = ("understanding", "drawing")
 REAL_RENDERS_PER_SCAN = 4
 MAX_NEW_TOKENS = 48
 # Renderings apart from those that distances are measured with, which count from 0.
@@ -35,7 +40,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class EvaluateParams:
-    """Requests answered together, and at most how many questions and drawings are asked for."""
+    """Batch size, and the most questions and drawing requests that are put to the model."""
 
     batch: int
     questions: int
@@ -44,7 +49,7 @@ class EvaluateParams:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """All figures, and the pictures behind them."""
+    """Metrics of one model on one split, with its drawings and the reconstructions of its image tokenizer."""
 
     metrics: dict[str, Any]
     drawings: list[Drawing]
@@ -62,18 +67,22 @@ def evaluate(
     *,
     metrics_file: Path | None = None,
     plots_dir: Path | None = None,
+    floors: Mapping[str, Any] | None = None,
     sampling: SamplingParams | None = None,
     progress: Progress = lambda line: None,
 ) -> dict[str, Any]:
     """All figures of a published model on a held-out split; tune on `validation`, report `test`.
 
-    Writes them as JSON, and plots, where places for these are named.
+    Writes them as JSON, and plots, where places for these are named. The section `subject` says which weights
+    they are of and on what they were measured.
+
+    Args:
+        floors: What figures must reach, nested like them, for the plots.
     """
     if split not in SPLITS:
         raise UserError(f"split must be one of {list(SPLITS)}, got {split!r}")
-    questions, drawing_prompts = (
-        _samples(prepared_dir / kind, split) for kind in ("understanding", "drawing")
-    )
+    questions, drawing_prompts = (_samples(prepared_dir / kind, split) for kind in PROMPTS)
+    verify(model_dir)
     model, processor = load_model(model_dir)
     progress("judge")
     evaluation = Evaluation(
@@ -89,29 +98,42 @@ def evaluate(
         progress=progress,
     )
     result = evaluation.run()
+    prompts = prompts_sha256(prepared_dir, split, [*questions, *drawing_prompts])
+    metrics = {SUBJECT: asdict(evaluation.subject(model_dir, prompts)), **result.metrics}
     if metrics_file is not None:
         metrics_file.parent.mkdir(parents=True, exist_ok=True)
-        metrics_file.write_text(json.dumps(result.metrics, indent=1, allow_nan=False) + "\n")
+        metrics_file.write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
     if plots_dir is not None:
-        save_plots(result, plots_dir)
-    return result.metrics
+        save_plots(result, floors or {}, plots_dir)
+    return metrics
 
 
-def save_plots(result: EvaluationResult, folder: Path) -> list[Path]:
+def prompts_sha256(prepared_dir: Path, split: str, samples: Sequence[Sample]) -> str:
+    """The hash of a split's files of questions and drawing requests, and of the pictures that they name."""
+    digest = hashlib.sha256()
+    for kind in PROMPTS:
+        digest.update((prepared_dir / kind / f"{split}.json").read_bytes())
+    for sample in samples:
+        for picture in sample.images:
+            digest.update(picture.read())
+    return digest.hexdigest()
+
+
+def save_plots(result: EvaluationResult, floors: Mapping[str, Any], folder: Path) -> list[Path]:
     """Drawings, confusion of digits, figures against targets, and reconstructions, as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     names = ("drawings", "confusion", "targets", "reconstructions")
     paths = [folder / f"{name}.png" for name in names]
     save_drawings(result.drawings, result.pictures, paths[0])
     save_confusion(result.drawings, paths[1])
-    save_targets(result.metrics, paths[2])
+    save_targets(result.metrics, floors, paths[2])
     save_reconstructions(result.real, result.reconstructed, paths[3])
     return paths
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One model in memory before one judge and the prompts of a held-out split."""
+    """All metrics of one model in memory on the prompts of one split, judged by one judge."""
 
     model: VargptForConditionalGeneration
     processor: VargptProcessor
@@ -124,12 +146,23 @@ class Evaluation:
     sampling: SamplingParams
     progress: Progress
 
+    def subject(self, model_dir: Path, prepared_sha256: str) -> EvaluationSubject:
+        """What the metrics are of, given the model's folder and the hash of the split's prompts."""
+        return EvaluationSubject(
+            weights_sha256=manifest_sha256(model_dir),
+            data_md5=md5_on_disk(self.data_dir),
+            prepared_sha256=prepared_sha256,
+            split=self.split,
+            questions=len(self.questions),
+            drawings=len(self.drawing_prompts),
+        )
+
     def run(self) -> EvaluationResult:
-        """Ask everything, judge everything."""
+        """Put all prompts to the model and judge its replies."""
         answers = [as_answer(reply) for reply in self._replies("questions", self.questions)]
         drawn = self._replies("drawings", self.drawing_prompts)
         drawings, pictures = as_drawings(drawn, self.judge), [reply.picture for reply in drawn]
-        metrics = {"split": self.split, **summary(answers, drawings)}
+        metrics = summary(answers, drawings)
         scenes = [drawing.scene for drawing in drawings]
         self.progress("distances")
         metrics["draw"] |= self._distance(pictures, scenes)

@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of pictures, and how far apart real ones already are.
+"""Frechet distance between two sets of pictures, and between two sets of real ones as its floor.
 
 The distance of arXiv:1706.08500, in the features of our own judge: two Gaussians are compared by mean and
 covariance.

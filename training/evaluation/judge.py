@@ -1,6 +1,6 @@
-"""An independent judge of pictures: which digit, in which colour, on which background, or none at all.
+"""A classifier that judges pictures: which digit, in which colour, on which background, or none at all.
 
-Learned with scikit-learn from renders of the real training scans only; never sees a drawing or a test scan.
+Trained with scikit-learn on renders of the real training scans only; never sees a drawing or a test scan.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,14 @@ CROP_SIDE, CROP_CANVAS = 14, 16
 FULL_INK_PIXELS = 24
 NUM_FEATURES = 32
 
-# What makes a picture no picture of a digit; distances in RGB units of 0 to 255.
+# Beyond these a picture is taken for none of a digit; distances in RGB units of 0 to 255.
 MIN_CONTRAST = 60.0
 MAX_RESIDUAL = 24.0
 MAX_PALETTE_DISTANCE = 75.0
 INK_SHARES = (0.04, 0.45)
-# How far from every training crop a shape may be. Real digits reach 3.9, speckles and scribbles begin at 4.1.
-MAX_STRANGENESS = 4.1
+# Distance of a shape from the nearest training crop. Real digits reach 3.9, speckles and scribbles begin at
+# 4.1.
+MAX_NEAREST_DISTANCE = 4.1
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Reading:
-    """One picture taken apart: its two colours, and the share of ink in each pixel of the digit's crop."""
+    """Features of one picture: its two colours, and the share of ink in each pixel of the digit's crop."""
 
     front: np.ndarray
     back: np.ndarray
@@ -74,10 +75,10 @@ class Judge:
         readings = [_read(image) for image in images]
         crops = _flattened(readings)
         digits = self.shapes.predict(crops)
-        strangeness = self.known.kneighbors(crops)[0][:, 0]
+        nearest = self.known.kneighbors(crops)[0][:, 0]
         return [
-            _verdict(reading, int(digit) if distance < MAX_STRANGENESS else None)
-            for reading, digit, distance in zip(readings, digits, strangeness, strict=True)
+            _verdict(reading, int(digit) if distance < MAX_NEAREST_DISTANCE else None)
+            for reading, digit, distance in zip(readings, digits, nearest, strict=True)
         ]
 
     def features(self, images: Sequence[Image.Image]) -> np.ndarray:
@@ -103,7 +104,7 @@ def agreement(verdicts: Sequence[Verdict], scenes: Sequence[Scene]) -> dict[str,
 
 
 def train_judge(data_dir: Path, seed: int = 0) -> Judge:
-    """The judge, learned anew in seconds; the same seed gives the same judge."""
+    """Train the judge, which takes seconds; the same seed gives the same judge."""
     images, scenes = RealPictures(data_dir, "train", TRAINING_AUGMENT).every(RENDERS_PER_SCAN, seed)
     crops = _flattened([_read(image) for image in images])
     digits = np.array([scene.digit for scene in scenes])

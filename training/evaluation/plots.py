@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from training.digits.scenes import COLORS
-from training.evaluation.metrics import TARGETS, Drawing
-from training.registry.gates import LOWER_IS_BETTER
+from training.evaluation.metrics import AIMS, Drawing
+from training.registry.gates import numbers, reaches
 
 INK, MUTED, GOOD, BAD = "#222222", "#8a8f98", "#1a9850", "#d73027"
 FILL, EMPTY = "#4575b4", "#f2f2f2"
@@ -105,35 +105,40 @@ def save_confusion(drawings: Sequence[Drawing], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def save_targets(metrics: Mapping[str, Any], path: Path) -> None:
-    """Every figure that has a target, with its 95 % interval; ticks mark what it must reach and aims at."""
-    shares = [name for name, (must, _) in TARGETS.items() if must <= 1]
-    others = [name for name in TARGETS if name not in shares]
+def save_targets(metrics: Mapping[str, Any], floors: Mapping[str, Any], path: Path) -> None:
+    """Every figure that has an aim, with its 95 % interval; ticks mark what it must reach and aims at.
+
+    Args:
+        floors: What figures must reach, nested like the metrics.
+    """
+    shares = [name for name, aim in AIMS.items() if aim <= 1]
+    others = [name for name in AIMS if name not in shares]
+    musts = numbers(floors)
     figure = Figure(figsize=(7.2, 6.0), layout="constrained")
     heights = [len(shares) + 1.5, *[2.2] * len(others)]
     panels = figure.subplots(1 + len(others), 1, height_ratios=heights)
-    _bars(panels[0], metrics, shares)
+    _bars(panels[0], metrics, musts, shares)
     values = [_at(metrics, name) for name in shares]
     panels[0].set_xlim(max(0.0, min([0.8, *values]) - 0.1), 1.0)
     panels[0].set_title("bar: figure   line: 95 % interval   | must   : aim", fontsize=9, color=INK)
     for panel, name in zip(panels[1:], others, strict=True):
-        _bars(panel, metrics, [name])
-        panel.set_xlim(0, 1.15 * max(_at(metrics, name), *TARGETS[name]))
+        _bars(panel, metrics, musts, [name])
+        panel.set_xlim(0, 1.15 * max(_at(metrics, name), AIMS[name], musts.get(name, 0.0)))
     figure.savefig(path, dpi=100)
 
 
-def _bars(axes: Axes, metrics: Mapping[str, Any], names: Sequence[str]) -> None:
+def _bars(axes: Axes, metrics: Mapping[str, Any], musts: Mapping[str, float], names: Sequence[str]) -> None:
     for row, name in enumerate(names):
-        value, (must, aim) = _at(metrics, name), TARGETS[name]
-        reached = value <= must if name in LOWER_IS_BETTER else value >= must
-        axes.barh(row, value, height=0.55, color=FILL if reached else BAD)
+        value, must, aim = _at(metrics, name), musts.get(name), AIMS[name]
+        is_enough = must is None or reaches(name, value, must)
+        axes.barh(row, value, height=0.55, color=FILL if is_enough else BAD)
         if interval := _interval(metrics, name):
             axes.plot(interval, (row, row), color=INK, linewidth=1.2)
-        axes.plot((must, must), (row - 0.4, row + 0.4), color=INK, linewidth=1.6)
+        if must is not None:
+            axes.plot((must, must), (row - 0.4, row + 0.4), color=INK, linewidth=1.6)
         axes.plot((aim, aim), (row - 0.4, row + 0.4), color=INK, linewidth=1.2, linestyle=":")
     labels = [
-        f"{name.replace('_', ' ')}  {_at(metrics, name):.{3 if TARGETS[name][0] <= 1 else 2}f}"
-        for name in names
+        f"{name.replace('_', ' ')}  {_at(metrics, name):.{3 if AIMS[name] <= 1 else 2}f}" for name in names
     ]
     axes.set_yticks(range(len(names)), labels, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)

@@ -1,4 +1,4 @@
-"""Real scans rendered to measure by: what the judge learns from, and what drawings are compared with."""
+"""Renders of real scans: what the judge is trained on, and what drawings are compared with."""
 
 from collections.abc import Sequence
 from pathlib import Path

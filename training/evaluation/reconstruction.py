@@ -1,4 +1,4 @@
-"""How well the image tokenizer alone keeps real pictures: what drawings cannot exceed."""
+"""Reconstruction error of the image tokenizer on real pictures, which bounds how good drawings can be."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Held-out prompts put to a model in batches, and its replies as answers and drawings to be counted."""
+"""Puts held-out prompts to a model in batches; turns its replies into answers and drawings to be counted."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ def reply_to(
 ) -> list[ModelReply]:
     """The model's replies to the prompts of these samples, each with a seed of its own.
 
-    `progress` hears how many are done.
+    `progress` is called with how many are done.
     """
     replied = []
     for first in range(0, len(samples), batch):

@@ -1,13 +1,23 @@
-"""Model versions: folders of a stage, lineage from weights to data, gates, champion and challenger.
+"""What becomes of trained models: their folders, where they come from, their versions, and the champion.
 
-`lineage` and `gates` know no MLflow; `versions` and `fetch` are the two that talk to it.
+`stage_folders`: the folders and the pointer of a stage. `shared_model`: the last model as DVC data.
+`lineage`: the record beside the weights; `trace` verifies it back to the data and the first model, with
+`data_pointer` (what DVC says) and `git_history` (what git says). `code_hash`: which code a stage depends on.
+`versions`: models in MLflow's registry; `fetch` gets one back. `evaluation_subject`: what figures are of.
+`gates`: whether figures suffice, pure arithmetic. `promotion`: moves the alias champion, forth and back;
+`promotion_lock` lets only one do so at a time.
 
 Door:
-    stage_folders: StageFolders, config_of
-    lineage: config_sha256, data_md5, data_path, git_facts, md5_on_disk, read_lineage, trace_lineage
+    stage_folders: StageFolders, tracked_params
+    data_pointer: data_md5, data_path, md5_on_disk
+    git_history: git_facts, user_name
+    lineage: config_sha256, imported_lineage, read_lineage, write_lineage
+    trace: ChainLink, HashCheck, trace_lineage
     shared_model: SHARED, final_model, share
-    gates: LOWER_IS_BETTER, numbers
-    versions: promote, register
-    fetch: REGISTERED, fetch
+    evaluation_subject: SUBJECT, EvaluationSubject
+    gates: numbers, reaches
+    versions: CHAMPION, register, replace_figures
+    promotion: promote, roll_back
+    fetch: model_folder
 May import: tracking
 """

@@ -1,36 +1,74 @@
-"""A registered model version as a folder, fetched from MLflow."""
+"""A registered model version as a folder, fetched from MLflow and checked against its registration.
+
+Serving does the same for its bentos (serving/packaging.py): neither may import the other, and `model`, which
+both may import, knows no MLflow.
+"""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from model.errors import UserError
-from model.manifest import MANIFEST
-from training.tracking.mlflow_run import connect, outage_errors, redact
+from model.errors import UserError, redact
+from model.manifest import MANIFEST, manifest_sha256
+from training.registry.versions import WEIGHTS_TAG
+from training.tracking.mlflow_run import connect, outage_errors
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 REGISTERED = "models:/"
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
-def fetch(uri: str, model_uri: str, scratch: Path) -> Path:
-    """Download a version below `scratch`; the folder that holds its manifest. ValueError says what failed."""
-    match = _ADDRESS.fullmatch(model_uri)
+@contextmanager
+def model_folder(address: str, uri: str) -> Iterator[Path]:
+    """The folder of a model while the block runs: the folder itself, or a registered version, downloaded.
+
+    Args:
+        address: A folder, or models:/NAME@ALIAS or models:/NAME/VERSION.
+        uri: Where MLflow is.
+    """
+    if not address.startswith(REGISTERED):
+        yield Path(address)
+        return
+    with TemporaryDirectory() as scratch:
+        yield fetch(uri, address, Path(scratch))
+
+
+def fetch(uri: str, address: str, scratch: Path) -> Path:
+    """Download a version below `scratch`; the folder that holds its manifest.
+
+    Raises:
+        UserError: the version cannot be had, or is not what was registered.
+    """
+    match = _ADDRESS.fullmatch(address)
     if match is None:
-        raise UserError(f"a model is models:/NAME@ALIAS or models:/NAME/VERSION, got {model_uri!r}")
+        raise UserError(f"a model is models:/NAME@ALIAS or models:/NAME/VERSION, got {address!r}")
     try:
-        downloaded = _download(uri, match["name"], match["alias"], match["version"], scratch)
+        version, downloaded = _download(uri, match["name"], match["alias"], match["version"], scratch)
     except outage_errors() as error:
-        raise UserError(f"{model_uri} cannot be fetched from {redact(uri)}: {redact(error)}") from None
+        raise UserError(f"{address} cannot be fetched from {redact(uri)}: {redact(error)}") from None
     found = sorted({path.parent for path in downloaded.rglob(MANIFEST)})
     if len(found) != 1:
-        raise UserError(f"{model_uri} must hold one folder with {MANIFEST}, found {len(found)}")
+        raise UserError(f"{address} must hold one folder with {MANIFEST}, found {len(found)}")
+    registered, weights = version.tags.get(WEIGHTS_TAG), manifest_sha256(found[0])
+    if registered != weights:
+        raise UserError(f"{address} was registered with weights {registered}, its files are {weights}")
     return found[0]
 
 
-def _download(uri: str, name: str, alias: str | None, version: str | None, scratch: Path) -> Path:
+def _download(
+    uri: str, name: str, alias: str | None, number: str | None, scratch: Path
+) -> "tuple[ModelVersion, Path]":
     from mlflow.artifacts import download_artifacts
 
     client = connect(uri)
-    number = version or client.get_model_version_by_alias(name, alias).version
+    version = (
+        client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    )
     # Not the models:/ address: MLflow would look that up in its default registry.
-    source = client.get_model_version_download_uri(name, number)
-    return Path(download_artifacts(artifact_uri=source, dst_path=str(scratch), tracking_uri=uri))
+    source = client.get_model_version_download_uri(name, version.version)
+    return version, Path(download_artifacts(artifact_uri=source, dst_path=str(scratch), tracking_uri=uri))

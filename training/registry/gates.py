@@ -1,7 +1,7 @@
-"""May this model take the champion's place? A pure decision over two sets of metrics; knows no registry."""
+"""Decides whether a model may become champion, from figures alone: floors, and the best champion so far."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,39 +10,49 @@ from model.errors import UserError
 UNDERSTANDING = frozenset({"vqa", "pope"})
 DRAWING = frozenset({"draw", "draw_and_describe", "tokenizer"})
 LOWER_IS_BETTER = frozenset({"draw.frechet_ratio"})
+# Sums of decimals such as 0.98 - 0.01 must not fail by a rounding error.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One metric against the least it must reach (or the most it may be, where lower is better)."""
+    """One metric against what it must reach: its floor, and the best that any champion had, less the margin.
+
+    Args:
+        value: None where the figure is no number, which never passes.
+        limit: The stricter of both; None where there is neither.
+        best: The best champion's value; None without a champion or a margin.
+    """
 
     name: str
-    value: float
+    value: float | None
     limit: float | None
-    champion: float | None
+    best: float | None
     is_open: bool
 
     @property
-    def short_by(self) -> float:
-        """How much is missing; 0 for an open gate, infinite where nothing can be compared."""
+    def short_by(self) -> float | None:
+        """How much is missing; 0 for an open gate, None where nothing can be compared."""
         if self.is_open:
             return 0.0
-        if self.limit is None or math.isnan(self.value):
-            return math.inf
-        return abs(self.limit - self.value)
+        return None if self.limit is None or self.value is None else abs(self.limit - self.value)
 
     def __str__(self) -> str:
-        sign = "<=" if self.name in LOWER_IS_BETTER else ">="
+        if self.value is None:
+            return f"{self.name}: failed: the figure is no number"
         if self.limit is None:
-            return f"{self.name}: the champion has no value to compare {self.value:.4f} with"
-        was = "" if self.champion is None else f" (champion {self.champion:.4f})"
+            if self.is_open:
+                return f"{self.name}: passed: {self.value:.4f}, which has no limit yet"
+            return f"{self.name}: failed: the champion has no figure to compare {self.value:.4f} with"
         verdict = "passed" if self.is_open else f"failed by {self.short_by:.4f}"
-        return f"{self.name}: {verdict}: {self.value:.4f}, must be {sign} {self.limit:.4f}{was}"
+        was = "" if self.best is None else f" (best champion {self.best:.4f})"
+        most = "at most" if self.name in LOWER_IS_BETTER else "at least"
+        return f"{self.name}: {verdict}: {self.value:.4f}, must be {most} {self.limit:.4f}{was}"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Every gate, in the order of the margins."""
+    """Every gate, in the order of the margins, then of the floors."""
 
     gates: tuple[Gate, ...]
 
@@ -57,23 +67,29 @@ class Decision:
 
 def decide(
     candidate: Mapping[str, Any],
-    champion: Mapping[str, Any] | None,
+    champions: Sequence[Mapping[str, Any]],
     margins: Mapping[str, Any],
-    floors: Mapping[str, Any] | None = None,
+    floors: Mapping[str, Any],
 ) -> Decision:
-    """Open the way if no gated metric is below its floor or worse than the champion's by over its margin.
+    """Hold every gated metric against its floor, and against the best champion so far less its margin.
 
-    All arguments are nested dictionaries of the shape of metrics/evaluate.json. A metric has a gate when it
-    has a margin or a floor. Without a champion only floors count. What cannot be compared stays shut.
+    The margin counts from the best that any champion had, so that a line of champions cannot lose a little
+    each time. All arguments have the shape of metrics/evaluate.json. A metric has a gate when it has a margin
+    or a floor.
+
+    Args:
+        champions: Figures of all champions, the present one last; empty before the first, when only floors
+            count.
     """
-    scores, allowed, least = numbers(candidate), numbers(margins), numbers(floors or {})
+    scores, allowed, least = numbers(candidate), numbers(margins), numbers(floors)
     _check_margins(allowed)
-    reference = None if champion is None else numbers(champion)
-    if missing := [name for name in (allowed | least) if name not in scores]:
-        raise UserError(f"the metrics have no {missing[0]}, for which there is a margin or a floor")
     names = allowed | least
-    gates = (_gate(name, scores[name], reference, allowed.get(name), least.get(name)) for name in names)
-    return Decision(tuple(gates))
+    if missing := [name for name in names if name not in scores]:
+        raise UserError(f"the metrics have no {missing[0]}, for which there is a margin or a floor")
+    known = [numbers(figures) for figures in champions]
+    return Decision(
+        tuple(_gate(name, scores[name], known, allowed.get(name), least.get(name)) for name in names)
+    )
 
 
 def numbers(nested: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -85,6 +101,18 @@ def numbers(nested: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[f"{prefix}{key}"] = float(value)
     return flat
+
+
+def reaches(name: str, value: float | None, limit: float) -> bool:
+    """Whether a metric is at least its limit, or at most where lower is better; no value reaches nothing."""
+    if value is None or math.isnan(value):
+        return False
+    return _signed(name, value) >= _signed(name, limit) - ROUNDING
+
+
+def _signed(name: str, value: float) -> float:
+    """The value such that higher is better."""
+    return -value if name in LOWER_IS_BETTER else value
 
 
 def _check_margins(margins: Mapping[str, float]) -> None:
@@ -100,19 +128,21 @@ def _check_margins(margins: Mapping[str, float]) -> None:
 
 
 def _gate(
-    name: str, value: float, reference: Mapping[str, float] | None, margin: float | None, floor: float | None
+    name: str,
+    value: float,
+    champions: Sequence[Mapping[str, float]],
+    margin: float | None,
+    floor: float | None,
 ) -> Gate:
-    sign = -1.0 if name in LOWER_IS_BETTER else 1.0
-    limits = [] if floor is None else [sign * floor]
-    was = None if reference is None or margin is None else reference.get(name)
-    if was is not None and margin is not None:
-        limits.append(sign * was - margin)
-    is_unknown = reference is not None and margin is not None and (was is None or math.isnan(was))
-    if is_unknown:
-        return Gate(name, value, None, None, False)
-    if not limits:
-        return Gate(name, value, -sign * math.inf, None, not math.isnan(value))
-    # Sums of decimals such as 0.98 - 0.01 must not fail by a rounding error.
-    limit = max(limits)
-    is_open = sign * value >= limit - 1e-9
-    return Gate(name, value, sign * limit, was, is_open)
+    finite = value if math.isfinite(value) else None
+    limits = [] if floor is None else [floor]
+    best = None
+    if champions and margin is not None:
+        figures = [champion[name] for champion in champions if math.isfinite(champion.get(name, math.nan))]
+        if not math.isfinite(champions[-1].get(name, math.nan)):
+            return Gate(name, finite, None, None, False)
+        best = max(figures, key=lambda figure: _signed(name, figure))
+        limits.append(best + margin if name in LOWER_IS_BETTER else best - margin)
+    limit = max(limits, key=lambda bound: _signed(name, bound), default=None)
+    is_open = finite is not None and (limit is None or reaches(name, finite, limit))
+    return Gate(name, finite, limit, best, is_open)

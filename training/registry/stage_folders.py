@@ -1,4 +1,4 @@
-"""Where a stage finds what it starts from and leaves what it makes: models, checkpoints, pointers."""
+"""The folders of a stage: the model it starts from, its checkpoints, the model it publishes, its pointer."""
 
 import json
 import os
@@ -13,16 +13,19 @@ from model.errors import UserError
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
 from training.params import Params
-from training.registry.lineage import Lineage, config_sha256, data_md5, git_facts, write_lineage
+from training.registry.data_pointer import data_md5
+from training.registry.git_history import git_facts
+from training.registry.lineage import Lineage, config_sha256, write_lineage
 
 IDENTITY_LENGTH = 12
 # Parameters that may change between two starts of one training, as after running out of memory.
 NOT_DECIDING = frozenset({"micro_batch", "checkpoint_every", "max_skipped"})
+SHARED_PARAMS = ("size", "preset", "precision", "seed")
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """What artifacts/STAGE.json says of a finished stage."""
+    """The content of artifacts/STAGE.json, which names the model of a finished stage."""
 
     stage: str
     model: str
@@ -66,18 +69,28 @@ class StageFolders:
         return load_model(folder)
 
     def identity(self, params: Params, start_sha256: str, samples_sha256: str) -> str:
-        """Names what would be learned: checkpoints of another recipe, start or data are not continued."""
-        facts = {"config": _deciding(config_of(params, self.stage), self.stage), "start": start_sha256}
-        facts["samples"] = samples_sha256
+        """A hash of what is learned: checkpoints of another recipe, start or data are not continued."""
+        config = _deciding(config_of(params.model_dump(), self.stage), self.stage)
+        facts = {"config": config, "start": start_sha256, "samples": samples_sha256}
         facts["data"] = data_md5(self.data_pointer)
         return config_sha256(facts)[:IDENTITY_LENGTH]
 
-    def lineage(self, params: Params, commit: str | None) -> Lineage:
-        """The record of this run, as far as it is known before it has learned anything."""
+    def lineage(self, params: Params, commit: str | None, parent_stage: str | None = None) -> Lineage:
+        """The record of this run, as far as it is known before it has learned anything.
+
+        Args:
+            commit: The git commit where the code lies without its history, as in an image.
+            parent_stage: The stage whose model this one starts from; None for the first.
+        """
         found, is_dirty = git_facts(self.data_pointer.resolve().parent, commit)
         return Lineage(
+            stage=self.stage,
+            size=params.size,
+            precision=params.precision,
             data_md5=data_md5(self.data_pointer),
-            config_sha256=config_sha256(config_of(params, self.stage)),
+            config_sha256=config_sha256(config_of(params.model_dump(), self.stage)),
+            parent_stage=parent_stage,
+            parent_weights_sha256=self.start_sha256(parent_stage) if parent_stage else None,
             git_commit=found,
             git_dirty=is_dirty,
         )
@@ -117,8 +130,12 @@ def _deciding(config: dict[str, Any], stage: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "precision"} | {stage: section}
 
 
-def config_of(params: Params, stage: str) -> dict[str, Any]:
-    """The parameters that decide what a stage learns, as plain containers."""
-    shared = {name: getattr(params, name) for name in ("size", "preset", "precision", "seed")}
-    sections = ("prepare", "optimizer", stage)
-    return shared | {name: getattr(params, name).model_dump() for name in sections}
+def config_of(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Those values of params.yaml that decide what a stage learns. KeyError when one is not there."""
+    return {name: values[name] for name in (*SHARED_PARAMS, "prepare", "optimizer", stage)}
+
+
+def tracked_params(params: Params, stage: str) -> dict[str, Any]:
+    """The parameters of a stage's run in MLflow; `lr` and the like have the same name in every stage."""
+    config = config_of(params.model_dump(), stage)
+    return {"stage": stage, **config.pop(stage), **config}

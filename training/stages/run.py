@@ -19,7 +19,7 @@ from training.data.prepared_data import open_mixture
 from training.digits.instructions import sample_prompts
 from training.errors import Stopped
 from training.params import Params, StageParams
-from training.registry.stage_folders import StageFolders, config_of
+from training.registry.stage_folders import StageFolders, tracked_params
 from training.run_context import RunContext
 from training.stages.stage_table import Stage, freeze_for, stage_named
 from training.stages.trainer import StepMetrics, Trainer, make_accelerator
@@ -104,7 +104,7 @@ class StageRun:
             context.tracking_uri, EXPERIMENT, context.spool, accelerator.is_main_process
         )
         self.began, self.seconds_before, self.run_id = time.monotonic(), 0.0, ""
-        self.lineage = folders.lineage(params, context.commit)
+        self.lineage = folders.lineage(params, context.commit, stage.starts_from)
 
     def train_and_publish(self) -> None:
         """Train from the newest checkpoint to the end, publish the model and delete the checkpoints."""
@@ -144,7 +144,7 @@ class StageRun:
         """Start an MLflow run, or continue the one of an earlier attempt, whose id is in a file."""
         run_file = self.folders.folder / f"{self.trainer.checkpoint_dir.name}.run.json"
         run_of_file = json.loads(run_file.read_text())["run"] if run_file.is_file() else None
-        config = config_of(self.params, self.stage.name)
+        config = tracked_params(self.params, self.stage.name)
         self.run_id = self.tracker.start(
             self.stage.name, config, self.lineage.tags(), run_of_checkpoint or run_of_file
         )

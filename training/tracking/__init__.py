@@ -1,12 +1,14 @@
-"""What a run tells: to a spool on disk first, from there to MLflow; and progress for who watches.
+"""Experiment tracking: metrics, pictures and artifacts of a run, kept in files until MLflow has them.
 
-Training never waits for MLflow and never fails because of it.
+Training never waits for MLflow and never fails because of it. `tracker` is what training calls; `spool` the
+files between (append-only journals); `sender` the thread that sends them; `mlflow_run` the only module that
+writes to an MLflow run. `progress` shows steps on a terminal, `sample_sheet` draws the pictures of a run.
 
 Door:
     tracker: EXPERIMENT, LOG_EVERY, Tracker, open_tracker
     sample_sheet: sample_sheet
     progress: ProgressLine, ProgressLines, progress_line, progress_lines
     sender: sync_spools
-    mlflow_run: connect, find_run, outage_errors, redact
+    mlflow_run: STAGE_TAG, connect, find_run, outage_errors
 May import: no other room
 """

@@ -1,4 +1,4 @@
-"""One MLflow run that a spool's records are written to: every record may be sent again and still counts once.
+"""Writes a spool's records to one MLflow run, idempotently: a record that is sent again counts once.
 
 The run is found by a tag that holds our own name for it, because MLflow chooses its ids itself and may be out
 of reach when training starts. A metric's step must grow: what is not beyond the last step that MLflow has is
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from model.errors import redact
 from training.tracking.spool import Record, Spool
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RUN_TAG = "vargpt.run"
+RUN_TAG, STAGE_TAG = "vargpt.run", "vargpt.stage"
+# Which of its views MLflow opens an experiment in; a person may choose another.
+KIND_TAG, TRAINING_KIND = "mlflow.experimentKind", "custom_model_development"
 # Limits of MLflow 3.17 (mlflow/utils/validation.py).
 MAX_PARAM, MAX_TAG, MAX_DIGEST = 6000, 8000, 36
 # A server that does not answer must not hold us; training goes on and the spool keeps what is unsent.
@@ -32,16 +35,15 @@ REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_N
 IMAGE_FILE = re.compile(r"images/(?P<name>.+)[+%]step[+%](?P<step>\d+)[+%]timestamp[+%].*compressed.*")
 
 
-# user:password@ in an address
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
-
-
 class RefusedError(Exception):
     """MLflow will never take this record, however often it is sent."""
 
 
 def connect(uri: str, seconds: int = REQUEST_SECONDS, retries: int = REQUEST_RETRIES) -> "MlflowClient":
-    """A client with short timeouts, unless the user has set others; the import takes seconds."""
+    """A client with short timeouts and without progress bars, unless the user has set others.
+
+    Importing MLflow takes seconds, so it is imported here.
+    """
     from mlflow import MlflowClient
     from mlflow import environment_variables as settings
 
@@ -50,12 +52,13 @@ def connect(uri: str, seconds: int = REQUEST_SECONDS, retries: int = REQUEST_RET
         (settings.MLFLOW_HTTP_REQUEST_MAX_RETRIES, retries),
         # Standard output is ours: commands print JSON there.
         (settings.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT, True),
+        (settings.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR, False),
     )
     for variable, value in defaults:
         if not variable.is_set():
             variable.set(value)
-    for noisy in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy in ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     database = _sqlite_file(uri)
     if database and not database.exists():
         _create(database)
@@ -63,7 +66,7 @@ def connect(uri: str, seconds: int = REQUEST_SECONDS, retries: int = REQUEST_RET
 
 
 def _create(database: Path) -> None:
-    """Create the tables beside, then move them into place: a kill or a second process could spoil them."""
+    """Create the tables in a file beside and rename it: safe from kills and from a second process."""
     from mlflow import MlflowClient
 
     database.parent.mkdir(parents=True, exist_ok=True)
@@ -84,11 +87,6 @@ def outage_errors() -> tuple[type[Exception], ...]:
     return (MlflowException, SQLAlchemyError, OSError)
 
 
-def redact(error: Exception | str) -> str:
-    """What went wrong, in a length for a log and without the password that an address may hold."""
-    return CREDENTIALS.sub("", str(error))[:300]
-
-
 def find_run(client: "MlflowClient", run: str) -> "Run | None":
     """The MLflow run that has this name of ours, or this MLflow id; None when there is none (yet)."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -101,7 +99,7 @@ def find_run(client: "MlflowClient", run: str) -> "Run | None":
 
 
 class MlflowRunWriter:
-    """Sends records to the run that the head of a spool names, creating it where it does not exist."""
+    """The MLflow run that the first record of a spool names, created where it does not exist."""
 
     def __init__(self, client: "MlflowClient", uri: str, head: Record) -> None:
         self._client = client
@@ -115,14 +113,20 @@ class MlflowRunWriter:
         self._images: set[tuple[str, int]] | None = None
 
     def _create(self, uri: str, head: Record) -> "Run":
-        experiment = self._client.get_experiment_by_name(head["experiment"])
-        if experiment is None:
-            experiment_id = self._client.create_experiment(head["experiment"], artifact_location(uri))
-        else:
-            experiment_id = experiment.experiment_id
-        tags = {RUN_TAG: head["run"], "vargpt.stage": head["stage"]}
+        tags = {RUN_TAG: head["run"], STAGE_TAG: head["stage"]}
         name = f"{head['stage']}-{head['run'][:8]}"
+        experiment_id = self._experiment(uri, head["experiment"])
         return self._client.create_run(experiment_id, start_time=head["time"], tags=tags, run_name=name)
+
+    def _experiment(self, uri: str, name: str) -> str:
+        """The id of the experiment of this name, created where it does not exist."""
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            kind = {KIND_TAG: TRAINING_KIND}
+            return str(self._client.create_experiment(name, artifact_location(uri), tags=kind))
+        if KIND_TAG not in experiment.tags:
+            self._client.set_experiment_tag(experiment.experiment_id, KIND_TAG, TRAINING_KIND)
+        return str(experiment.experiment_id)
 
     def send(self, records: list[Record], spool: Spool, is_live: bool) -> None:
         """Send one batch of one kind; RefusedError when it can never be taken."""
@@ -136,12 +140,12 @@ class MlflowRunWriter:
             raise
 
     def end(self, status: str, time: int) -> None:
-        """Say how the run ended."""
+        """Set the run's final status and end time (milliseconds since 1970)."""
         self._client.set_terminated(self.run_id, status, time)
         self._status = status
 
     def end_if_running(self, time: int) -> None:
-        """Close the books on a run whose process is gone without a word."""
+        """Mark a run as KILLED whose process has gone without a final record."""
         if self._status == "RUNNING":
             self.end("KILLED", time)
 
@@ -168,7 +172,8 @@ class MlflowRunWriter:
             step = self._step(record)
             for key, value in record["values"].items():
                 if step > last.get(key, -1):
-                    metrics.append(Metric(key, value, record["time"], step))
+                    # Not-a-number and infinity are words in the spool.
+                    metrics.append(Metric(key, float(value), record["time"], step))
                     last[key] = step
         if metrics:
             self._client.log_batch(self.run_id, metrics=metrics)

@@ -1,4 +1,4 @@
-"""How far something is: a bar with rate and time left on a terminal, a line every few seconds in a log."""
+"""Progress of a run of steps: a bar with rate and time left on a terminal, log lines elsewhere."""
 
 import logging
 import time
@@ -14,7 +14,7 @@ LOG_SECONDS = 5.0
 
 
 class ProgressLine:
-    """The progress of one series of steps.
+    """Shows how many of a number of steps are done, with their rate and the time left.
 
     Args:
         first: How many steps were done before; they do not count for the rate.
@@ -28,7 +28,7 @@ class ProgressLine:
         self.task = None if bar is None else bar.add_task(title, total=steps, completed=first, facts="")
 
     def show(self, done: int, facts: Mapping[str, float]) -> None:
-        """`done` steps are behind us; `facts` are shown beside."""
+        """Show that `done` steps are done, with `facts` (losses) beside."""
         now = time.monotonic()
         is_due = now - self.logged >= LOG_SECONDS or done == self.steps
         if self.bar is None and not is_due:

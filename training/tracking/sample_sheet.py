@@ -1,4 +1,4 @@
-"""A sheet of drawings of fixed prompts, so that a stage's progress can be seen."""
+"""A contact sheet of drawings of fixed prompts, so that a stage's progress can be seen."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Carries spools to MLflow: a thread beside the training, or `sync_spools` afterwards; survives outages."""
+"""Sends spools to MLflow, in a thread while training runs or by `sync_spools` later; survives outages."""
 
 import logging
 import os
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.tracking.mlflow_run import MlflowRunWriter, RefusedError, connect, outage_errors, redact
+from model.errors import redact
+from training.tracking.mlflow_run import MlflowRunWriter, RefusedError, connect, outage_errors
 from training.tracking.spool import Record, Spool, journals, try_lock
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ RETRY_SECONDS = (2.0, 60.0)
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What became of the spools of a folder."""
+    """Which journals of a folder were sent, which belong to live runs, which were not sent and why."""
 
     sent: tuple[str, ...]
     in_use: tuple[str, ...]
@@ -33,7 +34,7 @@ class SyncReport:
 
 
 class Sender(threading.Thread):
-    """Sends the journal of a live run, and what earlier runs left behind, until told to finish."""
+    """Thread that sends a live run's journal to MLflow, and what earlier runs left, until told to stop."""
 
     def __init__(self, spool: Spool, uri: str) -> None:
         super().__init__(name="mlflow-sender", daemon=True)

@@ -1,4 +1,4 @@
-"""The spool: a journal on disk of all that is tracked, so that nothing is lost while MLflow is out of reach.
+"""The spool: append-only journals of all that is tracked, so that nothing is lost while MLflow is away.
 
 One journal per start of a run: `NAME.jsonl` (one record a line), `NAME.sent` (how many bytes have arrived),
 `NAME.files/` (pictures, small artifacts), `NAME.refused.jsonl` (what MLflow will never take, and why). The
@@ -24,7 +24,7 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """The writing end: appends whole lines from any thread; a full disk costs records, not the training."""
+    """Writes a journal: appends whole lines from any thread; a full disk costs records, not the training."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Write one record; what does not fit on the disk is counted in `lost` and warned of once."""
-        line = json.dumps(record).encode() + b"\n"
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
         with self._lock:
             try:
                 written = os.write(self._descriptor, self._separator + line)
@@ -58,7 +58,7 @@ class Journal:
 
 
 class Spool:
-    """The reading end of one journal: what has not been sent yet, in order."""
+    """Reads one journal: the records that have not been sent yet, in order."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""What training tells about itself: all goes to a spool on disk first, and from there to MLflow by a thread.
+"""Tracks a run: everything is written to a spool on disk first, and a thread sends it to MLflow from there.
 
 Training never waits for MLflow and never fails because of it. What could not be sent stays in the spool and
 is sent by the next run that uses the same folder, or by `vargpt sync`. Rank zero tracks; every other rank is
@@ -6,6 +6,7 @@ given the silent `Tracker`.
 """
 
 import logging
+import math
 import re
 import shutil
 import threading
@@ -34,7 +35,7 @@ MEBIBYTE = 1 << 20
 
 
 class Tracker:
-    """Says nothing: the tracker of every process but rank zero, and the interface of the one that speaks."""
+    """Tracker that does nothing: the interface, and what every process but rank zero uses."""
 
     @property
     def mlflow_run_id(self) -> str | None:
@@ -67,7 +68,7 @@ class Tracker:
 
 
 class SpoolTracker(Tracker):
-    """Writes to a spool; a thread of its own carries it to MLflow."""
+    """Tracker that writes to a spool, which a thread of its own sends to MLflow."""
 
     def __init__(self, uri: str | None, experiment: str, spool_dir: Path, system_seconds: float) -> None:
         self._uri, self._experiment, self._spool_dir = uri, experiment, Path(spool_dir)
@@ -100,7 +101,9 @@ class SpoolTracker(Tracker):
         return run
 
     def log(self, step: int, **metrics: float) -> None:
-        values = {key: float(value) for key, value in metrics.items() if step > self._last_step.get(key, -1)}
+        values = {
+            key: _as_json(value) for key, value in metrics.items() if step > self._last_step.get(key, -1)
+        }
         if (late := sorted(metrics.keys() - values.keys())) and not self._has_warned:
             self._has_warned = True
             logger.warning("%s of step %d comes after later steps: skipped", late[0], step)
@@ -180,7 +183,7 @@ class SpoolTracker(Tracker):
         return True
 
     def _watch_system(self) -> None:
-        """Record the load of machine and process at once and then every so often."""
+        """Record processor and memory load of machine and process, at once and then every so often."""
         process = psutil.Process()
         # The first call only sets the mark that later ones measure from.
         psutil.cpu_percent()
@@ -202,6 +205,11 @@ def open_tracker(
 ) -> Tracker:
     """The tracker of this process; without a `uri` the spool is only written, to be sent by `vargpt sync`."""
     return SpoolTracker(uri, experiment, spool_dir, system_seconds) if is_rank_zero else Tracker()
+
+
+def _as_json(value: float) -> float | str:
+    """A number; JSON has no word for not-a-number and infinity, so these become text that float() reads."""
+    return float(value) if math.isfinite(value) else str(float(value))
 
 
 def flat_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

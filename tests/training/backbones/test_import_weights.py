@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from model.checkpoint import load_model
 from model.config import PRESETS
-from model.manifest import verify
+from model.manifest import sha256_file, verify
 from training.backbones.import_weights import import_weights
+from training.registry.lineage import read_lineage
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 LLAVA_PARTS = ("vision_tower.", "language_model.", "multi_modal_projector.")
@@ -95,6 +96,9 @@ def test_three_published_sources_become_one_model(llava, published, preset, tmp_
     out = import_weights(llava, *published, tmp_path / "out", preset, torch.float32)
 
     verify(out)
+    sources = read_lineage(out).sources_sha256
+    assert sources == {name: sha256_file(tmp_path / name) for name in sources}
+    assert {"llava/model-00001-of-00002.safetensors", "llava/tokenizer.json", "var_d30.pth"} <= sources.keys()
     model, processor = load_model(out)
     var, tokenizer, whole = weights_of("var"), weights_of("tokenizer"), weights_of("vargpt_v1")
     own = model.state_dict()

@@ -4,23 +4,26 @@ import logging
 import subprocess
 import sys
 from copy import deepcopy
+from pathlib import Path
 
 import psutil
 import pytest
 
 from training.commands.demo import Cost, Demo, MemoryWatch, summarize
 from training.commands.metrics_table import table
-from training.evaluation.metrics import TARGETS
+from training.params import load_params
+from training.registry.gates import numbers
 
+FLOORS = load_params(Path(__file__).parents[3] / "params.yaml").promote.floors
 MEBIBYTE = 1 << 20
 STAGES = ("backbones", "stage1", "stage2", "stage3")
 
 
 @pytest.fixture
 def metrics():
-    """Figures that reach every target exactly."""
-    found = {"split": "test"}
-    for name, (must, _) in TARGETS.items():
+    """Figures that reach every floor exactly."""
+    found = {}
+    for name, must in numbers(FLOORS).items():
         group, _, part = name.partition(".")
         if part:
             found.setdefault(group, {})[part] = must
@@ -102,10 +105,44 @@ def test_every_step_is_announced_and_the_one_that_fails_is_named(tmp_path, monke
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("uri", "compare"),
+    [
+        ("sqlite:///mlflow.db", "mlflow server --backend-store-uri sqlite:///mlflow.db"),
+        ("postgresql://ada:secret@db/mlflow", "mlflow server --backend-store-uri postgresql://db/mlflow"),
+        ("http://ada:secret@mlflow:5000", "http://mlflow:5000"),
+    ],
+)
+def test_the_last_line_says_where_runs_are_compared_and_no_password(tmp_path, uri, compare):
+    demo = Demo(tmp_path, "Draw a red seven.", uri)
+    demo.reply = {"text": "Here.", "images": []}
+
+    assert demo.closing_words()[-1] == f"compare:  {compare}"
+
+
+def test_every_step_is_told_where_mlflow_is_but_not_in_its_arguments(tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr("training.commands.demo.DVC", (sys.executable, "-c", ""))
+    monkeypatch.setattr("training.commands.demo.VARGPT", (sys.executable, "-c", "raise SystemExit(3)"))
+    run = subprocess.run
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda command, **options: steps.append((command, options)) or run(command, **options),
+    )
+
+    with pytest.raises(ValueError, match="stopped at promote, which ended with exit code 3"):
+        Demo(tmp_path / "out", "Draw a red seven.", "http://ada:secret@mlflow:5000").play()
+    for command, options in steps:
+        assert options["env"]["MLFLOW_TRACKING_URI"] == "http://ada:secret@mlflow:5000"
+        assert "secret" not in " ".join(command)
+    assert len(steps) == 3
+
+
 def test_the_table_marks_every_figure_that_misses_its_target_and_no_other(metrics):
-    assert "*" not in table(metrics)
+    assert "*" not in table(metrics, FLOORS)
 
     metrics["draw"] |= {"all_right": 0.93, "frechet_ratio": 2.6, "unseen": None}
 
-    missed = [line.split()[0] for line in table(metrics).splitlines() if line.endswith("*")]
+    missed = [line.split()[0] for line in table(metrics, FLOORS).splitlines() if line.endswith("*")]
     assert missed == ["draw.all_right", "draw.unseen", "draw.frechet_ratio"]

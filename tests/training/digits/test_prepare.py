@@ -16,7 +16,7 @@ from training.digits.scans import load_scans
 from training.digits.scene_sampler import SceneSampler
 from training.digits.scenes import BACKGROUNDS, COLORS, DIGITS, TEST_PAIRS, VALIDATION_PAIRS, split_scans
 from training.params import load_params
-from training.registry.lineage import md5_on_disk
+from training.registry.data_pointer import md5_on_disk
 
 ROOT = Path(__file__).parents[3]
 

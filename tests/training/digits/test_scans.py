@@ -18,7 +18,7 @@ from training.digits.scenes import (
     render,
     split_scans,
 )
-from training.registry.lineage import data_md5, md5_on_disk
+from training.registry.data_pointer import data_md5, md5_on_disk
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Laws of the evaluation: every promised figure, the same each time, and only what was drawn is credited."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,17 @@ from PIL import Image
 from model.checkpoint import save_model
 from model.config import preset
 from model.generation.sampling import SamplingParams
+from model.manifest import manifest_sha256
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
 from model.text_tokenizer import build_text_tokenizer
 from tests.training.raw_data import copy_raw_data
+from training.data.bad_records import BadRecordLog
+from training.data.readers import open_dataset
 from training.data.samples import ImageRef, Message, Sample
 from training.evaluation import evaluate as evaluate_module
 from training.evaluation import judge as judge_module
-from training.evaluation.evaluate import EvaluateParams, evaluate
+from training.evaluation.evaluate import EvaluateParams, evaluate, prompts_sha256
 from training.evaluation.judge import Verdict, train_judge
 from training.evaluation.real_pictures import RealPictures
 from training.evaluation.reconstruction import reconstruct
@@ -30,6 +34,7 @@ from training.evaluation.replies import (
     expected_words,
     reply_to,
 )
+from training.registry.data_pointer import data_md5
 
 POINTER = Path(__file__).parents[3] / "data.dvc"
 PARAMS = EvaluateParams(batch=8, questions=100, drawings=100)
@@ -130,6 +135,14 @@ def sample(*contents, images=(), **meta):
     return Sample("a", messages, tuple(images), "test", meta)
 
 
+def samples_of(folder):
+    return [
+        sample
+        for kind in ("understanding", "drawing")
+        for sample in open_dataset(kind, folder / kind / "test.json", folder / kind, BadRecordLog())
+    ]
+
+
 def wish(**meta):
     return sample("Draw a red seven.", **{**FACTS, "family": "draw", "answer": REPLY, **meta})
 
@@ -147,9 +160,42 @@ def test_an_evaluation_has_every_promised_figure_and_is_the_same_again(model_dir
     assert first["vqa"]["n"] == 12
     assert first["draw"]["without_picture"] == 0
     assert first["judge"]["digit"] > 0.95
+    assert first["subject"] == {
+        "weights_sha256": manifest_sha256(model_dir),
+        "data_md5": data_md5(POINTER),
+        "prepared_sha256": prompts_sha256(prepared, "test", samples_of(prepared)),
+        "split": "test",
+        "questions": 12,
+        "drawings": 6,
+    }
     assert first == second == json.loads(files[0].read_text()) == json.loads(files[1].read_text())
     for name in ("drawings", "confusion", "targets", "reconstructions"):
         assert Image.open(tmp_path / "plots" / f"{name}.png").width > 300
+
+
+def test_the_hash_of_a_split_changes_with_its_words_and_its_pictures_and_nothing_else(prepared, tmp_path):
+    copy = Path(shutil.copytree(prepared, tmp_path / "prepared"))
+    (copy / "understanding" / "train.json").write_text("[]")
+    before = prompts_sha256(copy, "test", samples_of(copy))
+    assert before == prompts_sha256(prepared, "test", samples_of(prepared))
+
+    picture = copy / "understanding" / "images" / "0.png"
+    Image.new("RGB", (32, 32), "red").save(picture)
+    repainted = prompts_sha256(copy, "test", samples_of(copy))
+    wishes = copy / "drawing" / "test.json"
+    wishes.write_text(wishes.read_text().replace("Draw a red seven", "Draw a blue seven", 1))
+
+    assert len({before, repainted, prompts_sha256(copy, "test", samples_of(copy))}) == 3
+
+
+def test_weights_that_are_not_those_of_their_manifest_are_not_measured(model_dir, prepared, data, tmp_path):
+    copy = Path(shutil.copytree(model_dir, tmp_path / "model"))
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+
+    with pytest.raises(ValueError, match=r"model\.safetensors has SHA-256"):
+        evaluate(copy, prepared, data, PARAMS)
 
 
 def test_an_unknown_split_is_refused_by_name(model_dir, prepared, data):

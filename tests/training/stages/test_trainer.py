@@ -98,6 +98,16 @@ def test_a_run_killed_twice_ends_with_the_same_weights_bit_for_bit(volume, undis
     assert not committed_steps(volume), "checkpoints are deleted once the model is published"
 
 
+def test_the_published_model_names_the_weights_it_started_from(finished_volume):
+    record = json.loads((finished_volume / "outputs/stage1/model/lineage.json").read_text())
+    started_from = json.loads((finished_volume / "artifacts/backbones.json").read_text())
+    assert (record["stage"], record["parent_stage"]) == ("stage1", "backbones")
+    assert record["parent_weights_sha256"] == started_from["weights_sha256"]
+    [spool] = finished_volume.glob("spool/*.jsonl")
+    start = json.loads(spool.read_text().splitlines()[0])
+    assert start["params"]["lr"] == "0.002" and start["params"]["stage"] == "stage1"
+
+
 def test_only_the_modules_of_the_stage_have_changed(volume, undisturbed_weights):
     before = load_file(volume / "outputs/backbones/model/model.safetensors")
     changed = {key for key in before if not torch.equal(before[key], undisturbed_weights[key])}

@@ -9,17 +9,21 @@ from training.tracking.spool import Spool
 from training.tracking.tracker import open_tracker
 
 
-class Doorman:
-    """Stands before a server: lets all through, shuts the door, lets callers wait, or keeps the answers."""
+class FaultyProxy:
+    """A TCP proxy before a server on this machine, with faults by `mode`.
+
+    "forward": none. "refuse": connections are closed at once. "hang": they are accepted and never answered.
+    "mute": requests reach the server, its answers are dropped.
+    """
 
     def __init__(self, port: int) -> None:
         self.mode = "forward"
         self._port = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.uri = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        threading.Thread(target=self._serve, daemon=True).start()
 
-    def _accept(self) -> None:
+    def _serve(self) -> None:
         waiting = []
         while True:
             try:
@@ -43,7 +47,7 @@ class Doorman:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def leave(self) -> None:
+    def close(self) -> None:
         self._listener.close()
 
 

@@ -1,6 +1,7 @@
 """Laws of the spool: what is not sent yet is kept, sent once, and lost to nothing but itself."""
 
 import json
+import math
 import os
 import subprocess
 
@@ -85,6 +86,27 @@ def test_torn_lines_cost_themselves_only(tmp_path):
 
     assert [record["step"] for record in records] == [0, 2]
     assert end == (tmp_path / "a.jsonl").stat().st_size - 9
+
+
+def test_every_line_is_json_even_of_a_loss_that_is_no_number(mlflow_db, client, tmp_path):
+    losses = {"loss/nan": float("nan"), "loss/high": float("inf"), "loss/low": -float("inf")}
+    tracker = tracker_for(None, tmp_path)
+    run = tracker.start("stage1", {"limit": float("inf")}, {})
+    tracker.log(1, **losses)
+    tracker.finish()
+    [spool] = journals(tmp_path / "spool")
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    for line in spool.read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+    sync_spools(tmp_path / "spool", mlflow_db)
+
+    arrived = find_run(client, run).data.metrics
+    assert math.isnan(arrived["loss/nan"])
+    # The database keeps infinity as its largest number.
+    assert arrived["loss/high"] > 1e300 and arrived["loss/low"] < -1e300
 
 
 def test_a_full_disk_costs_records_but_not_the_training(tmp_path, caplog):

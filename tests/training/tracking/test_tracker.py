@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.training.tracking.parts import Doorman, history, images, steps_in, tracker_for
+from tests.training.tracking.parts import FaultyProxy, history, images, steps_in, tracker_for
 from training.tracking import mlflow_run
 from training.tracking.mlflow_run import find_run
 from training.tracking.sender import sync_spools
@@ -24,10 +24,10 @@ MD5 = "0123456789abcdef0123456789abcdef.dir"
 
 
 @pytest.fixture
-def doorman(mlflow_server):
-    doorman = Doorman(int(mlflow_server.rpartition(":")[2]))
-    yield doorman
-    doorman.leave()
+def proxy(mlflow_server):
+    proxy = FaultyProxy(int(mlflow_server.rpartition(":")[2]))
+    yield proxy
+    proxy.close()
 
 
 def test_all_that_is_said_arrives_once_at_a_server(mlflow_server, tmp_path):
@@ -63,13 +63,11 @@ def test_all_that_is_said_arrives_once_at_a_server(mlflow_server, tmp_path):
     assert list((tmp_path / "spool").iterdir()) == []
 
 
-def test_a_server_that_never_answers_neither_stops_nor_slows_training(
-    doorman, mlflow_server, tmp_path, caplog
-):
+def test_a_server_that_never_answers_neither_stops_nor_slows_training(proxy, mlflow_server, tmp_path, caplog):
     from mlflow import MlflowClient
 
-    doorman.mode = "hang"
-    tracker = tracker_for(doorman.uri, tmp_path)
+    proxy.mode = "hang"
+    tracker = tracker_for(proxy.uri, tmp_path)
     began = time.monotonic()
 
     run = tracker.start("stage1", {}, {})
@@ -92,23 +90,23 @@ def test_a_server_that_never_answers_neither_stops_nor_slows_training(
     assert len(history(client, find_run(client, run).info.run_id, "loss")) == 2000
 
 
-@pytest.mark.parametrize("outage", ["shut", "mute"])
+@pytest.mark.parametrize("outage", ["refuse", "mute"])
 def test_an_outage_in_mid_run_loses_nothing_and_doubles_nothing(
-    doorman, mlflow_server, tmp_path, wait_until, caplog, outage
+    proxy, mlflow_server, tmp_path, wait_until, caplog, outage
 ):
     from mlflow import MlflowClient
 
     client = MlflowClient(mlflow_server)
-    tracker = tracker_for(doorman.uri, tmp_path)
+    tracker = tracker_for(proxy.uri, tmp_path)
     tracker.start("stage1", {}, {})
     for step in range(600):
         tracker.log(step, loss=float(step))
         if step == 100:
             wait_until(lambda: tracker.mlflow_run_id)
-            doorman.mode = outage
+            proxy.mode = outage
         if step == 400:
             wait_until(lambda: "out of reach" in caplog.text)
-            doorman.mode = "forward"
+            proxy.mode = "forward"
         time.sleep(0.002)
     tracker.finish(timeout_seconds=60)
 
@@ -214,6 +212,24 @@ def test_a_killed_job_that_nobody_resumes_is_closed_as_killed_by_sync(mlflow_db,
     assert found.info.status == "KILLED"
     assert [step for step, _ in history(client, found.info.run_id, "loss")] == steps
     assert "system/cpu_utilization_percentage" in found.data.metrics
+
+
+def test_an_experiment_opens_as_training_and_keeps_what_a_person_makes_of_it(mlflow_db, client, tmp_path):
+    client.create_experiment("tests")
+    for kind in (None, "genai_development"):
+        if kind:
+            found = client.get_experiment_by_name("tests").experiment_id
+            client.set_experiment_tag(found, "mlflow.experimentKind", kind)
+        tracker = tracker_for(mlflow_db, tmp_path)
+        tracker.start("stage1", {}, {})
+        tracker.finish(timeout_seconds=60)
+        kept = client.get_experiment_by_name("tests").tags["mlflow.experimentKind"]
+        assert kept == (kind or "custom_model_development")
+
+    other = open_tracker(mlflow_db, "new", tmp_path / "spool", is_rank_zero=True)
+    other.start("stage1", {}, {})
+    other.finish(timeout_seconds=60)
+    assert client.get_experiment_by_name("new").tags["mlflow.experimentKind"] == "custom_model_development"
 
 
 def test_only_rank_zero_leaves_a_trace(tmp_path):
