@@ -1,14 +1,17 @@
-"""The commands `vargpt package`, `vargpt serve` and `vargpt ask`: thin faces over functions."""
+"""The commands `vargpt package`, `vargpt serve` and `vargpt ask`: thin faces over functions.
+
+Heavy imports wait inside the functions, so that a mistake is told at once.
+"""
 
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.client import Answer, Server, chat, find_target, is_ready, serve_command
-from serving.packaging import package as build_package
+if TYPE_CHECKING:
+    from serving.client import Answer
 
 LOCAL_URL = "http://127.0.0.1:3000"
 
@@ -25,7 +28,9 @@ def package(
     as_json: AsJson = False,
 ) -> None:
     """Builds a bento of a registered model version."""
-    tag = build_package(tracking_uri, model_uri)
+    from serving.packaging import package
+
+    tag = package(tracking_uri, model_uri)
     typer.echo(json.dumps({"bento_tag": tag, "model_uri": model_uri}) if as_json else tag)
 
 
@@ -38,6 +43,8 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
 ) -> None:
     """Serves a bento, or a published model with the code that lies here, until stopped."""
+    from serving.client import serve_command
+
     command = serve_command(_as_target(target), host, port)
     os.execvp(command[0], command)
 
@@ -57,6 +64,8 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Asks the model one thing; prints its text and where the pictures lie."""
+    from serving.client import Server, chat, is_ready
+
     options = {} if seed is None else {"seed": seed}
     if url is None and target is None and is_ready(LOCAL_URL):
         url = LOCAL_URL
@@ -69,7 +78,7 @@ def ask(
     _report(answer, paths, as_json=as_json)
 
 
-def _report(answer: Answer, paths: list[Path], *, as_json: bool) -> None:
+def _report(answer: "Answer", paths: list[Path], *, as_json: bool) -> None:
     if as_json:
         record = {
             "text": answer.text,
@@ -87,6 +96,8 @@ def _report(answer: Answer, paths: list[Path], *, as_json: bool) -> None:
 
 
 def _as_target(text: str | None) -> str | Path:
+    from serving.client import find_target
+
     if text is None:
         return find_target()
     return Path(text) if Path(text).is_dir() else text
