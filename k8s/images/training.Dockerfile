@@ -21,12 +21,16 @@ RUN uv venv --python python3 /opt/venv \
 # Caches go to /tmp, an emptyDir in pods.
 ENV HOME=/tmp XDG_CACHE_HOME=/tmp/cache HF_HOME=/tmp/huggingface MPLCONFIGDIR=/tmp/matplotlib \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/app PYTHONSAFEPATH=1 \
-    GIT_PYTHON_REFRESH=quiet MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true DVC_NO_ANALYTICS=1
+    GIT_PYTHON_REFRESH=quiet MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true DVC_NO_ANALYTICS=1 \
+    DVC_SITE_CACHE_DIR=/tmp/dvc
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp vargpt
 
 # What changes with every commit comes last, so a change of code rebuilds these layers only.
 WORKDIR /app
 COPY params.yaml data.dvc pyproject.toml ./
+# The raw data, as DVC keeps it; k8s/backbones.yaml has it restored on the volume.
+COPY .dvc/config ./.dvc/
+COPY .dvc/raw ./.dvc/raw
 COPY model ./model
 COPY training ./training
 # Before a RUN: buildah takes a cached layer for another commit's ENV and LABEL, but not for what is run with it.
