@@ -23,8 +23,8 @@ import hashlib, sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[:0] = [{root!r}, {tests!r}]
-    from test_training_backbones_run import small_params
+    sys.path.insert(0, {root!r})
+    from tests.training.backbones.test_run import small_params
     from training.backbones.build import make_backbones
 
     def say_nothing(part, step, losses):
@@ -83,7 +83,7 @@ def prepared(tmp_path):
 
 def start(tmp_path, prepared, folder):
     script = tmp_path / "make.py"
-    script.write_text(SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    script.write_text(SCRIPT.format(root=str(ROOT)))
     command = [sys.executable, str(script), str(prepared), str(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
 
@@ -109,7 +109,9 @@ def test_backbones_killed_twice_end_with_the_same_bits(tmp_path, prepared, wait_
 
     for part in ("tokenizer", "decoder"):
         process = start(tmp_path, prepared, folder)
-        wait_until((folder / "parts" / part / "step_2").exists, seconds=240)
+        step = folder / "parts" / part / "step_2"
+        wait_until(lambda step=step, process=process: step.exists() or process.poll() is not None)
+        assert step.exists(), "it ended before it was killed"
         children = children_of(process)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
