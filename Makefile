@@ -6,8 +6,9 @@ BIN := .venv/bin
 TORCH ?= $(if $(wildcard /proc/driver/nvidia/version),cuda,cpu)
 # PyPI's torch for Linux is the CUDA build. The CPU build, 200 MB in place of gigabytes, comes from the folder of wheels
 # that pip or uv is told of, if torch lies there, else from PyTorch's own index.
-WHEELS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
-CPU_TORCH := $(if $(wildcard $(addsuffix /torch-*,$(WHEELS))),UV_FIND_LINKS=$(WHEELS),UV_TORCH_BACKEND=cpu)
+comma := ,
+FOLDERS := $(subst $(comma), ,$(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS)))
+CPU_TORCH := $(firstword $(patsubst %,UV_FIND_LINKS=%,$(dir $(wildcard $(addsuffix /torch-*,$(FOLDERS))))) UV_TORCH_BACKEND=cpu)
 UV_SYNC := env -u UV_FIND_LINKS -u UV_TORCH_BACKEND $(if $(filter cpu,$(TORCH)),$(CPU_TORCH)) $(BIN)/uv pip sync
 # Nothing that runs here reports to anybody; bentos lie with the other results.
 export DVC_NO_ANALYTICS := 1
