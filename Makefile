@@ -1,9 +1,15 @@
-# What a user types. Everything is installed into .venv, from pinned versions.
+# The commands of this repository. Everything is installed into .venv, from locked versions with hashes.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-# Where this machine keeps wheels of its own, if it does: uv does not read pip's settings.
-export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# Which build of torch: cuda where there is an NVIDIA driver, else cpu; `make env TORCH=cpu` overrules.
+TORCH ?= $(if $(wildcard /proc/driver/nvidia/version),cuda,cpu)
+# PyPI's torch for Linux is the CUDA build. The CPU build, 200 MB in place of gigabytes, comes from the folder of wheels
+# that pip or uv is told of, if torch lies there, else from PyTorch's own index.
+comma := ,
+FOLDERS := $(subst $(comma), ,$(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS)))
+CPU_TORCH := $(firstword $(patsubst %,UV_FIND_LINKS=%,$(dir $(wildcard $(addsuffix /torch-*,$(FOLDERS))))) UV_TORCH_BACKEND=cpu)
+UV_SYNC := env -u UV_FIND_LINKS -u UV_TORCH_BACKEND $(if $(filter cpu,$(TORCH)),$(CPU_TORCH)) $(BIN)/uv pip sync
 # Nothing that runs here reports to anybody; bentos lie with the other results.
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -11,42 +17,54 @@ export BENTOML_DO_NOT_TRACK := True
 export BENTOML_HOME ?= $(CURDIR)/outputs/bentoml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo joint test smoke schema lint test-cluster
+.PHONY: help env demo joint test smoke test-cluster lint schema lock shell
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
-env: .venv/.ready  ## install everything into .venv
+env: .venv/.ready-$(TORCH)  ## install everything into .venv
 
-.venv/.ready: requirements/all.txt pyproject.toml
-	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --requirement requirements/all.txt
+.venv/.ready-$(TORCH): requirements/all-$(TORCH).txt pyproject.toml $(BIN)/uv
+	$(UV_SYNC) --quiet --python $(BIN)/python --compile-bytecode --require-hashes $<
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	rm -f .venv/.ready*
 	touch $@
 
-demo: env  ## from raw data to an answered request; the second time only what has changed
+$(BIN)/uv: requirements/uv.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
+	touch $@
+
+demo: env  ## run everything once: data, training, evaluation, registry, package, one answered request
 	$(BIN)/vargpt demo
 
-joint: env  ## the optional recipe: decoder, projectors and language model together, with replay
+joint: env  ## train the optional stage that learns decoder, projectors and language model together
 	$(BIN)/python -m training.launching joint
 	$(BIN)/vargpt evaluate --model outputs/joint/model --metrics metrics/joint.json --plots plots/joint
 
-test: env  ## run the whole suite
-	$(BIN)/python -m pytest
+# One process for each core, each with whole test files: fixtures of a module (servers, trained models) are made once.
+test: env  ## run the tests (smoke and test-cluster come on top)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
-smoke: env  ## the demo at the smallest size, twice, in a copy of the repository
+smoke: env  ## test the whole pipeline at its smallest size (minutes)
 	$(BIN)/python -m pytest -m pipeline tests/test_pipeline_smoke.py
 
-schema: env  ## generate the JSON schema of params.yaml, for editors
-	$(BIN)/python -c 'from training.params import write_json_schema; write_json_schema()'
-
-lint: env  ## check style
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-
-# A script that brings a cluster up and takes it down; see tests/test_k8s_cluster.py.
+# A script that brings a cluster up and takes it down, or KUBECONFIG; see tests/k8s/test_cluster.py.
 CLUSTER_SCRIPT ?= $(wildcard ../shared/kube/cluster.sh)
 
-test-cluster: env  ## run stages as PyTorchJobs on a real cluster
-	CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -rs tests/test_k8s_cluster.py
+test-cluster: env  ## test training as jobs on a real cluster (skipped without one, fails if CLUSTER=required)
+	CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -rs tests/k8s/test_cluster.py
+
+lint: env  ## check style with ruff, names and signatures with mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+schema: env  ## write the JSON schema of params.yaml, for editors
+	$(BIN)/python -c 'from training.params import write_json_schema; write_json_schema()'
+
+lock: $(BIN)/uv  ## resolve pyproject.toml and write requirements/*.txt (UPGRADE="--upgrade-package mlflow")
+	CPU_TORCH="$(CPU_TORCH)" requirements/lock.sh $(UPGRADE)
+
+shell: env  ## start a shell that finds vargpt, dvc and python; or: source .venv/bin/activate
+	@VIRTUAL_ENV=$(CURDIR)/.venv $${SHELL:-/bin/sh}

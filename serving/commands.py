@@ -1,14 +1,20 @@
-"""Command line of serving: `vargpt package`, `vargpt serve` and `vargpt ask`."""
+"""The commands `vargpt package`, `vargpt serve` and `vargpt ask`: options in, one function called, facts out.
+
+Heavy imports wait inside the functions, so that a mistake is told at once.
+"""
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.client import Answer, Server, chat, find_target, is_ready, serve_command
-from serving.packaging import package as build_package
+from model.errors import UserError
+
+if TYPE_CHECKING:
+    from serving.client import Answer
 
 LOCAL_URL = "http://127.0.0.1:3000"
 BENTO_STORE = Path("outputs") / "bentoml"
@@ -23,11 +29,19 @@ def package(
     tracking_uri: Annotated[
         str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="Where MLflow keeps the registry.")
     ] = "sqlite:///mlflow.db",
+    torch: Annotated[
+        str, typer.Option(help="The build of torch that the bento installs: cpu or cuda; default: as here.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Builds a bento of a registered model version."""
+    from serving.packaging import LOCKS, package
+
     _set_bento_store()
-    tag = build_package(tracking_uri, model_uri)
+    torch = torch or ("cpu" if version("torch").endswith("+cpu") else "cuda")
+    if torch not in LOCKS:
+        raise UserError(f"--torch must be one of {list(LOCKS)}, got {torch!r}")
+    tag = package(tracking_uri, model_uri, lock=LOCKS[torch])
     typer.echo(json.dumps({"bento_tag": tag, "model_uri": model_uri}) if as_json else tag)
 
 
@@ -40,6 +54,8 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
 ) -> None:
     """Serves a bento, or a published model with the code that lies here, until stopped."""
+    from serving.client import serve_command
+
     _set_bento_store()
     command = serve_command(_as_target(target), host, port)
     os.execvp(command[0], command)
@@ -60,6 +76,8 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Asks the model one thing; prints its text and where the pictures lie."""
+    from serving.client import Server, chat, is_ready
+
     _set_bento_store()
     options = {} if seed is None else {"seed": seed}
     if url is None and target is None and is_ready(LOCAL_URL):
@@ -81,7 +99,7 @@ def _set_bento_store() -> None:
     os.environ.setdefault("BENTOML_HOME", str(BENTO_STORE.resolve()))
 
 
-def _report(answer: Answer, paths: list[Path], *, as_json: bool) -> None:
+def _report(answer: "Answer", paths: list[Path], *, as_json: bool) -> None:
     if as_json:
         record = {
             "text": answer.text,
@@ -99,6 +117,8 @@ def _report(answer: Answer, paths: list[Path], *, as_json: bool) -> None:
 
 
 def _as_target(text: str | None) -> str | Path:
+    from serving.client import find_target
+
     if text is None:
         return find_target()
     return Path(text) if Path(text).is_dir() else text

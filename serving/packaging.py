@@ -25,7 +25,8 @@ WEIGHTS = "weights"  # folder inside the stored model: the store adds a file of 
 SERVICE = "serving.service:VargptService"
 PACKAGES = ("model", "serving")
 ROOT = Path(__file__).resolve().parent.parent
-LOCK = Path("requirements/serving.txt")  # below ROOT: what the bento installs, pinned
+# What the bento installs, pinned with hashes, for each build of torch; below ROOT.
+LOCKS = {torch: Path(f"requirements/serving-{torch}.txt") for torch in ("cpu", "cuda")}
 # Tags of the registered version.
 BENTO_TAG, WEIGHTS_TAG = "vargpt.bento_tag", "vargpt.weights_sha256"
 UNKNOWN = "unknown"
@@ -51,7 +52,7 @@ def package(
     model_uri: str = f"models:/{NAME}@champion",
     *,
     root: Path = ROOT,
-    lock: Path = LOCK,
+    lock: Path = LOCKS["cuda"],
 ) -> str:
     """Builds the bento of a model version, unless the very same one is in the store already.
 
@@ -127,7 +128,7 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     return {**record, "weights_sha256": digest}
 
 
-def build(fetched: Fetched, root: Path = ROOT, lock: Path = LOCK) -> str:
+def build(fetched: Fetched, root: Path = ROOT, lock: Path = LOCKS["cuda"]) -> str:
     """Stores the weights, verified file by file, and builds the bento; returns its tag."""
     import bentoml
     from bentoml.exceptions import NotFound

@@ -2,7 +2,8 @@
 
 CLUSTER_SCRIPT names a script that brings a cluster up (`up`, which prints its KUBECONFIG), builds an image
 for it (`build TAG DIR [options]`), and takes it down (`down`). Without one, KUBECONFIG names a cluster that
-has the Training Operator and, on its nodes, the image that the manifests name.
+has the Training Operator and, on its nodes, the image that the manifests name. With neither, the tests are
+skipped, or fail where CLUSTER=required says that there must be one.
 """
 
 import copy
@@ -16,7 +17,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import yaml
@@ -131,12 +132,17 @@ def head() -> str:
 def build(script: str) -> None:
     """Builds the image of the tree as it lies and makes it known to the cluster."""
     options = ["--file", str(ROOT / "k8s" / "images" / "training.Dockerfile")]
-    options += ["--build-arg", "BASE=localhost/python:3.11"]
+    options += ["--build-arg", "BASE=localhost/python:3.11", "--build-arg", "TORCH=cpu"]
     options += ["--build-arg", f"GIT_COMMIT={head()}"]
     done = subprocess.run(
         [script, "build", IMAGE, str(ROOT), *options], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def give_up(reason: str) -> NoReturn:
+    """Ends a test that has no cluster: skipped, or failed where there must be one."""
+    (pytest.fail if os.environ.get("CLUSTER") == "required" else pytest.skip)(f"no cluster: {reason}")
 
 
 @pytest.fixture(scope="session")
@@ -145,19 +151,19 @@ def bare_cluster() -> Iterator[Cluster]:
     script, kubeconfig = os.environ.get("CLUSTER_SCRIPT"), os.environ.get("KUBECONFIG")
     if not script:
         if not kubeconfig:
-            pytest.skip("no cluster: neither CLUSTER_SCRIPT nor KUBECONFIG is set")
+            give_up("neither CLUSTER_SCRIPT nor KUBECONFIG is set")
         found = Cluster(kubeconfig)
         if found.program is None:
-            pytest.skip("no cluster: KUBECONFIG is set, but there is no kubectl")
+            give_up("KUBECONFIG is set, but there is no kubectl")
         if found.run("get", "namespace", "vargpt", "--ignore-not-found"):
-            pytest.skip("the cluster of KUBECONFIG has a namespace vargpt, which is not ours to touch")
+            give_up("that of KUBECONFIG has a namespace vargpt, which is not ours to touch")
         yield found
         found.run("delete", "namespace", "vargpt")
         return
     was_up = subprocess.run([script, "status"], capture_output=True, check=False).returncode == 0
     up = subprocess.run([script, "up"], capture_output=True, text=True, check=False)
     if up.returncode != 0:
-        pytest.skip(f"no cluster: {script} up failed: {up.stderr.strip()[-300:]}")
+        give_up(f"{script} up failed: {up.stderr.strip()[-300:]}")
     try:
         build(script)
         found = Cluster(up.stdout.strip().rpartition("KUBECONFIG=")[2])

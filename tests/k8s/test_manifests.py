@@ -1,19 +1,29 @@
 """What can be said of the manifests without a cluster."""
 
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
 from training.launching.launcher import read_arguments
+from training.registry.lineage import md5_on_disk
 
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
+DOCKERFILE = K8S / "images" / "training.Dockerfile"
 STAGES = ("stage1", "stage2", "stage3")
 MANIFESTS = sorted(path for path in K8S.rglob("*.yaml") if path.name != "kustomization.yaml")
+# Kinds that an operator brings, whose schema lies in the cluster; the pods that they make are checked.
+OF_OPERATORS = {"PyTorchJob"}
+# The oldest Kubernetes whose schema the manifests follow.
+OLDEST = "1.31"
 # Volume types that the restricted level of the pod security standards allows.
 VOLUMES = {
     "configMap",
@@ -53,6 +63,11 @@ def pods(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield item["spec"]["template"]["spec"]
 
 
+def pod_object(pod: dict[str, Any]) -> dict[str, Any]:
+    """A pod as an object of its own, which Kubernetes has a schema for."""
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "any"}, "spec": pod}
+
+
 def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
     """All containers of a pod, those that come first included."""
     return pod.get("initContainers", []) + pod["containers"]
@@ -64,15 +79,47 @@ def named(kind: str, name: str) -> dict[str, Any]:
     return found
 
 
+def copied_into_the_image() -> Iterator[tuple[str, str]]:
+    """What of the repository goes into the image's working folder, and where there."""
+    for sources, target in re.findall(
+        r"^COPY (?!requirements)(.+) (\S+)$", DOCKERFILE.read_text(), re.MULTILINE
+    ):
+        yield from ((source, target) for source in sources.split())
+
+
+def image_variables() -> dict[str, str]:
+    """The environment that the image sets."""
+    text = DOCKERFILE.read_text().replace("\\\n", " ")
+    return dict(
+        pair.split("=", 1) for line in re.findall(r"^ENV (.+)$", text, re.MULTILINE) for pair in line.split()
+    )
+
+
 ALL_PODS = [
     pytest.param(pod, item, id=item["metadata"]["name"]) for item in everything() for pod in pods(item)
 ]
 
 
+@pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.latest_version()])
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: str(path.relative_to(K8S)))
-def test_every_manifest_says_what_it_is(path):
+def test_every_object_follows_the_schema_of_kubernetes_without_a_field_too_many(path, version):
     for item in objects(path):
-        assert item["apiVersion"] and item["kind"] and item["metadata"]["name"]
+        if item["kind"] in OF_OPERATORS:
+            assert item["apiVersion"] and item["metadata"]["name"]
+            items = [pod_object(pod) for pod in pods(item)]
+            assert items, "nothing of it is checked"
+        else:
+            items = [item]
+        for found in items:
+            kubernetes_validate.validate(found, version, strict=True)
+
+
+def test_a_misspelt_field_of_a_job_is_found():
+    [pod] = pods(objects(K8S / "stage1.yaml")[0])
+    pod["containers"][0]["imagePullPolice"] = "Always"
+
+    with pytest.raises(kubernetes_validate.ValidationError, match="imagePullPolice"):
+        kubernetes_validate.validate(pod_object(pod), OLDEST, strict=True)
 
 
 def test_the_platform_is_all_that_lies_in_its_folder():
@@ -137,10 +184,9 @@ def test_all_run_the_same_image_by_the_user_that_it_has():
         container["image"] for item in everything() for pod in pods(item) for container in containers(pod)
     }
     users = {pod["securityContext"]["runAsUser"] for item in everything() for pod in pods(item)}
-    dockerfile = (K8S / "images" / "training.Dockerfile").read_text()
 
     assert len(found) == 1
-    assert [f"USER {user}:{user}" in dockerfile for user in users] == [True]
+    assert [f"USER {user}:{user}" in DOCKERFILE.read_text() for user in users] == [True]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -203,18 +249,29 @@ def test_workers_share_one_volume_and_keep_their_working_folder_on_it():
             assert {"name": volume, "mountPath": container["workingDir"]} in container["volumeMounts"]
 
 
-def test_the_image_installs_dependencies_before_it_copies_code():
-    lines = (K8S / "images" / "training.Dockerfile").read_text().splitlines()
-    install = next(number for number, line in enumerate(lines) if "uv pip install" in line)
+def test_the_image_installs_locked_dependencies_before_it_copies_code():
+    lines = DOCKERFILE.read_text().splitlines()
+    install = next(number for number, line in enumerate(lines) if "uv pip sync" in line)
     copies = [number for number, line in enumerate(lines) if re.match(r"COPY (model|training|params)", line)]
     commit = lines.index("ARG GIT_COMMIT=unknown")
 
     assert "ARG BASE=python:3.11-slim" in lines[:install]
     assert install < min(copies) <= max(copies) < commit
+    for line in lines:
+        assert not re.search(r"pip (install|sync)", line) or "--require-hashes" in line, line
+
+
+@pytest.mark.parametrize("torch", ["cpu", "cuda"])
+def test_the_image_can_be_built_for_either_build_of_torch(torch):
+    locks = re.findall(r"^COPY (requirements/\S+) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
+
+    assert len(locks) == 2
+    for lock in locks:
+        assert (ROOT / lock.replace("${TORCH}", torch)).is_file(), lock
 
 
 def test_another_commit_is_another_image_even_when_no_file_has_changed():
-    lines = (K8S / "images" / "training.Dockerfile").read_text().splitlines()
+    lines = DOCKERFILE.read_text().splitlines()
     names = [line.split()[0] for line in lines if line and not line.startswith(("#", " "))]
     instructions = names[len(names) - names[::-1].index("COPY") :]
 
@@ -222,11 +279,37 @@ def test_another_commit_is_another_image_even_when_no_file_has_changed():
 
 
 def test_the_build_context_holds_what_the_image_copies():
-    dockerfile = (K8S / "images" / "training.Dockerfile").read_text()
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     kept = {line.removeprefix("!") for line in ignored if line.startswith("!")}
 
-    for sources in re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE):
-        for source in sources.split():
-            assert (ROOT / source).exists(), source
-            assert source.split("/")[0] in kept
+    for source, _ in copied_into_the_image():
+        assert (ROOT / source).exists(), source
+        assert {source, source.split("/")[0]} & kept, source
+    assert ".dvc" not in kept, "the cache of DVC would get into the build context"
+
+
+def test_the_data_of_the_image_is_restored_on_an_empty_volume(tmp_path):
+    app, workspace = tmp_path / "app", tmp_path / "workspace"
+    workspace.mkdir()
+    for source, target in copied_into_the_image():
+        place = app / target.removeprefix("./") / ("" if (ROOT / source).is_dir() else Path(source).name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if source.startswith((".dvc", "data.dvc")):
+            (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, place)
+    [pod] = pods(objects(K8S / "backbones.yaml")[0])
+    restore = pod["initContainers"][0]
+    command = [part.replace("/app/", f"{app}/") for part in (*restore["command"], *restore["args"])]
+    here = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    variables = {name: value.replace("/tmp", str(tmp_path)) for name, value in image_variables().items()}
+
+    before = sorted(app.rglob("*"))
+    # Twice, as after a pod that was killed.
+    for _ in range(2):
+        subprocess.run(command, cwd=workspace, env={**variables, **here}, check=True, capture_output=True)
+
+    restored = [path.name for path in (workspace / "data").iterdir()]
+    assert (
+        md5_on_disk(workspace / "data") == yaml.safe_load((ROOT / "data.dvc").read_text())["outs"][0]["md5"]
+    )
+    assert restored == ["digits.parquet"]
+    assert sorted(app.rglob("*")) == before

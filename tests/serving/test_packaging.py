@@ -17,7 +17,7 @@ from PIL import Image
 from model.manifest import LINEAGE, MANIFEST, manifest_sha256, verify, write_manifest
 from serving.packaging import (
     BENTO_TAG,
-    LOCK,
+    LOCKS,
     WEIGHTS_TAG,
     build,
     code_labels,
@@ -159,7 +159,7 @@ def pinned(text: str) -> set[tuple[str, frozenset[str]]]:
 def test_the_bento_installs_what_the_lock_pins_and_nothing_that_floats(
     registry: str, tmp_path: Path, has_hashes: bool
 ):
-    lock = tmp_path / "lock.txt" if has_hashes else ROOT / LOCK
+    lock = tmp_path / "lock.txt" if has_hashes else ROOT / LOCKS["cpu"]
     if has_hashes:
         lock.write_text(HASHED)
     script = (

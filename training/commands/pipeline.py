@@ -33,10 +33,12 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Render scenes from the scans and write them in published layouts."""
-    from training.digits.prepare import prepare
     from training.params import load_params
 
     chosen = load_params(params, size)
+    # After the parameters: it takes seconds to import, and a mistake in them is told at once.
+    from training.digits.prepare import prepare
+
     summary = prepare(chosen.prepare, chosen.seed, data, out)
     total = sum(written.records for written in summary.values())
     facts = {name: dataclasses.asdict(written) for name, written in summary.items()}

@@ -21,7 +21,7 @@ import hashlib, sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[:0] = [{root!r}]
+    sys.path.insert(0, {root!r})
     from tests.training.backbones.test_run import small_params
     from training.backbones.build import make_backbones
 
@@ -97,7 +97,9 @@ def test_backbones_killed_twice_end_with_the_same_bits(tmp_path, prepared, wait_
 
     for backbone in ("tokenizer", "decoder"):
         process = start(tmp_path, prepared, folder)
-        wait_until((folder / "parts" / backbone / "step_2").exists, seconds=240)
+        step = folder / "parts" / backbone / "step_2"
+        wait_until(lambda step=step, process=process: step.exists() or process.poll() is not None)
+        assert step.exists(), "it ended before it was killed"
         children = children_of(process)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()

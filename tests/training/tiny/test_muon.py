@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import training.precision
 from training.optimization.schedule import set_learning_rates
 from training.params import OptimizerParams, ScheduleParams
 from training.tiny.muon import make_tiny_optimizer
@@ -100,3 +102,41 @@ def test_a_model_whose_parameters_moved_in_memory_still_learns(net):
 
 def test_with_a_muon_rate_of_zero_everything_is_adamw(net):
     assert isinstance(optimizer_of(net, muon_lr=0.0), torch.optim.AdamW)
+
+
+class Products(TorchDispatchMode):
+    """The precisions of all matrix products within."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.seen.add(out.dtype)
+        return out
+
+
+@pytest.mark.parametrize(("is_quick", "precision"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_matrices_are_made_orthogonal_in_the_precision_that_the_processor_multiplies(
+    net, monkeypatch, is_quick, precision
+):
+    monkeypatch.setattr(training.precision, "_multiplies_bfloat16", lambda: is_quick)
+    optimizer = optimizer_of(net)
+    train_steps(net, optimizer, 0, 1)
+
+    with Products() as products:
+        optimizer.optimizers["muon"].step()
+
+    assert products.seen == {precision}
+
+
+def test_a_step_in_float32_is_that_of_torch_without_its_rounding(net, monkeypatch):
+    twin = copy.deepcopy(net)
+    for copied, is_quick in ((net, False), (twin, True)):
+        monkeypatch.setattr(training.precision, "_multiplies_bfloat16", lambda is_quick=is_quick: is_quick)
+        train_steps(copied, optimizer_of(copied), 0, 2)
+
+    for one, other in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=2e-2)
