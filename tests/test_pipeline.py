@@ -32,6 +32,7 @@ BOOKKEEPING = {
     "training.params",
     "training.errors",
     "training.run_context",
+    "training.parent_death",
     # Drawing shows what a stage has learned; only evaluation measures by it.
     "model.generation",
 }
