@@ -61,7 +61,7 @@ lint: env  ## check style with ruff, names and signatures with mypy
 	$(BIN)/mypy
 
 schema: env  ## write the JSON schema of params.yaml, for editors
-	$(BIN)/python -c 'from training.params import write_json_schema; write_json_schema()'
+	$(BIN)/python -c 'from training.params_file import write_json_schema; write_json_schema()'
 
 lock: $(BIN)/uv  ## resolve pyproject.toml and write requirements/*.txt (UPGRADE="--upgrade-package mlflow")
 	CPU_TORCH="$(CPU_TORCH)" requirements/lock.sh $(UPGRADE)

@@ -1,6 +1,6 @@
-"""Training splits of the prepared data, by kind, and the mixture of them that a stage learns from."""
+"""Training splits: of the embedded data by kind, and the mixture of datasets that a stage learns from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from model.errors import UserError
@@ -8,8 +8,7 @@ from training.data.bad_records import BadRecordLog
 from training.data.mixture import Mixture
 from training.data.readers import open_dataset
 from training.data.samples import Sample
-
-KINDS = ("understanding", "drawing", "text")
+from training.params import DatasetParams
 
 
 def open_train_split(
@@ -23,10 +22,15 @@ def open_train_split(
 
 
 def open_mixture(
-    prepared: Path, weights: Mapping[str, float], seed: int, bad_records: BadRecordLog
+    datasets: Sequence[DatasetParams], root: Path, seed: int, bad_records: BadRecordLog
 ) -> Mixture:
-    """The mixture of training splits with these weights, {kind: weight}. UserError for an unknown kind."""
-    if unknown := sorted(weights.keys() - set(KINDS)):
-        raise UserError(f"mixture names {unknown[0]!r}; known: {', '.join(KINDS)}")
-    parts = [(open_train_split(prepared, kind, bad_records), weight) for kind, weight in weights.items()]
-    return Mixture(parts, seed)
+    """The mixture of these datasets; relative paths start at `root`. UserError for data that is not there."""
+    return Mixture([(_open(dataset, root, bad_records), dataset.weight) for dataset in datasets], seed)
+
+
+def _open(dataset: DatasetParams, root: Path, bad_records: BadRecordLog) -> Sequence[Sample]:
+    image_root = None if dataset.image_root is None else root / dataset.image_root
+    try:
+        return open_dataset(dataset.name, root / dataset.path, image_root, bad_records)
+    except UserError as error:
+        raise UserError(f"dataset {dataset.name!r}: {error} (data of digits: vargpt data prepare)") from None

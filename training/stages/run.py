@@ -39,8 +39,8 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
     """
     stage, stage_params = stage_named(name), getattr(params, name)
     bad_records = BadRecordLog()
-    mixture = open_mixture(folders.prepared, stage_params.mixture, params.seed, bad_records)
-    bad_records.check(params.prepare.bad_record_share)
+    mixture = open_mixture(stage_params.mixture, folders.prepared.parent, params.seed, bad_records)
+    bad_records.check(params.data.bad_record_share)
     model, processor = folders.load(stage.starts_from)
     content = samples_sha256(mixture.datasets)
     identity = folders.identity(params, folders.start_sha256(stage.starts_from), content)
@@ -55,7 +55,7 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
         stage_params,
         params.seed,
         bad_records,
-        params.prepare.bad_record_share,
+        params.data.bad_record_share,
     )
     trainer = Trainer(
         accelerator,

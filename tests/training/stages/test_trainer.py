@@ -154,7 +154,10 @@ def test_a_process_without_drawings_in_its_batch_does_not_change_what_is_learned
         "batch": 2,
         "micro_batch": 1,
         "steps": 4,
-        "mixture": {"drawing": 0.5, "text": 0.5},
+        "mixture": [
+            {"name": name, "path": f"prepared/{name}/train.json", "weight": 0.5}
+            for name in ("drawing", "text")
+        ],
         "muon_lr": 0.0,
     }
     write_params(volume, **SHORT | mixed)
