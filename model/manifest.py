@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from model.errors import UserError
@@ -30,10 +31,15 @@ def _listed_files(folder: Path) -> dict[str, Path]:
     }
 
 
-def write_manifest(folder: Path) -> str:
-    """Write manifest.json for everything in the folder, flushed to the disk, and return its own SHA-256."""
+def write_manifest(folder: Path, hashes: Mapping[str, str] | None = None) -> str:
+    """Write manifest.json for everything in the folder, flushed to the disk, and return its own SHA-256.
+
+    Args:
+        hashes: SHA-256 of files by name, as far as they are known; others are read.
+    """
+    known = hashes or {}
     entries = {
-        name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        name: {"sha256": known.get(name) or sha256_file(path), "bytes": path.stat().st_size}
         for name, path in _listed_files(folder).items()
     }
     with (folder / MANIFEST).open("w", encoding="ascii") as file:
@@ -63,8 +69,12 @@ def read_manifest(folder: Path) -> dict[str, dict[str, str | int]]:
         raise UserError(f"{path} is not a manifest: {error}") from None
 
 
-def verify(folder: Path) -> None:
-    """Raise a UserError that names the first file which is missing, altered, or not in the manifest."""
+def verify(folder: Path, only: frozenset[str] | None = None) -> None:
+    """Raise a UserError that names the first file which is missing, altered, or not in the manifest.
+
+    Args:
+        only: Read these files alone; of the others, name and size are checked.
+    """
     folder = Path(folder)
     entries, found = read_manifest(folder), _listed_files(folder)
     if missing := sorted(entries.keys() - found.keys()):
@@ -74,5 +84,5 @@ def verify(folder: Path) -> None:
     for name, entry in entries.items():
         if (size := found[name].stat().st_size) != entry["bytes"]:
             raise UserError(f"{found[name]} has {size} bytes, the manifest says {entry['bytes']}")
-        if (digest := sha256_file(found[name])) != entry["sha256"]:
+        if (only is None or name in only) and (digest := sha256_file(found[name])) != entry["sha256"]:
             raise UserError(f"{found[name]} has SHA-256 {digest}, the manifest says {entry['sha256']}")

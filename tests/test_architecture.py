@@ -31,7 +31,7 @@ FLOORS = (
     {"tracking", "checkpoints"},
     {"data"},
     {"digits", "optimization"},
-    {"registry", "tiny"},
+    {"registry", "tiny", "engines"},
     {"stages", "backbones", "evaluation"},
     {"launching"},
     {"commands"},

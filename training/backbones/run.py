@@ -5,6 +5,7 @@ import logging
 import shutil
 import time
 
+from model.checkpoint import save_model
 from training.backbones.build import make_backbones
 from training.errors import Stopped
 from training.params import BackboneParams, Params
@@ -40,7 +41,7 @@ def run_backbones(params: Params, folders: StageFolders, context: RunContext) ->
                 identity=lineage.data_md5,
             )
         facts = {**dataclasses.asdict(lineage), "run_id": tracker.mlflow_run_id or run_id}
-        weights_sha256 = folders.publish(model, processor, facts)
+        weights_sha256 = folders.publish(lambda folder: save_model(model, processor, folder), facts)
         tracker.tag(**{"vargpt.weights_sha256": weights_sha256})
         status = "FINISHED"
     except Stopped:

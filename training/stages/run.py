@@ -7,8 +7,6 @@ import shutil
 import time
 from typing import Any
 
-from accelerate import Accelerator
-
 from model.errors import UserError
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
@@ -17,12 +15,14 @@ from training.data.batch_loader import BatchLoader
 from training.data.content_hashes import samples_sha256
 from training.data.prepared_data import open_mixture
 from training.digits.instructions import sample_prompts
+from training.engines.make import make_engine
 from training.errors import Stopped
 from training.params import Params, StageParams
 from training.registry.stage_folders import StageFolders, tracked_params
 from training.run_context import RunContext
+from training.stages.stage_loss import StepMetrics
 from training.stages.stage_table import Stage, freeze_for, stage_named
-from training.stages.trainer import StepMetrics, Trainer, make_accelerator
+from training.stages.trainer import Trainer
 from training.tracking.progress import ProgressLine, progress_line
 from training.tracking.sample_sheet import sample_sheet
 from training.tracking.tracker import EXPERIMENT, LOG_EVERY, Tracker, open_tracker
@@ -45,9 +45,8 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
     content = samples_sha256(mixture.datasets)
     identity = folders.identity(params, folders.start_sha256(stage.starts_from), content)
     # Most of the user's mistakes are found before this line, after which processes wait for each other.
-    accelerator = make_accelerator(params.precision)
-    _refuse_impossible(name, stage_params, model, accelerator.num_processes)
-    model.to(accelerator.device)
+    engine = make_engine(stage_params, params)
+    _refuse_impossible(name, stage_params, model, engine.world_size)
     loader = BatchLoader(
         mixture,
         processor,
@@ -58,18 +57,17 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
         params.data.bad_record_share,
     )
     trainer = Trainer(
-        accelerator,
+        engine,
         model,
         freeze_for(model, stage),
         loader,
         stage_params,
-        params.optimizer,
-        params.seed,
+        params,
         checkpoint_dir=folders.folder / identity,
         should_stop=context.should_stop,
     )
-    run = StageRun(stage, params, folders, context, accelerator, trainer, model, processor)
-    if accelerator.is_main_process:
+    run = StageRun(stage, params, folders, context, trainer, processor)
+    if engine.is_main:
         bad_records.save(folders.folder / "bad_records.json")
     run.train_and_publish()
 
@@ -93,15 +91,13 @@ class StageRun:
         params: Params,
         folders: StageFolders,
         context: RunContext,
-        accelerator: Accelerator,
         trainer: Trainer,
-        model: VargptForConditionalGeneration,
         processor: VargptProcessor,
     ) -> None:
         self.stage, self.params, self.folders, self.context = stage, params, folders, context
-        self.accelerator, self.trainer, self.model, self.processor = accelerator, trainer, model, processor
+        self.trainer, self.engine, self.processor = trainer, trainer.engine, processor
         self.tracker: Tracker = open_tracker(
-            context.tracking_uri, EXPERIMENT, context.spool, accelerator.is_main_process
+            context.tracking_uri, EXPERIMENT, context.spool, self.engine.is_main
         )
         self.began, self.seconds_before, self.run_id = time.monotonic(), 0.0, ""
         self.lineage = folders.lineage(params, context.commit, stage.starts_from)
@@ -114,7 +110,7 @@ class StageRun:
         self._start_tracking(metadata.get("run"))
         status = "FAILED"
         try:
-            with progress_line(self.stage.name, first, self._steps, self.accelerator.is_main_process) as line:
+            with progress_line(self.stage.name, first, self._steps, self.engine.is_main) as line:
                 self.trainer.run(first, lambda metrics: self._on_step(metrics, line), self._metadata)
             self._publish()
             status = "FINISHED"
@@ -123,16 +119,14 @@ class StageRun:
             raise
         finally:
             self.tracker.finish(status)
-        if self.accelerator.is_main_process:
+        if self.engine.is_main:
             self._finish()
-        self.accelerator.wait_for_everyone()
 
     def _warn_of_other_checkpoints(self) -> None:
         """Log checkpoints of other parameters, for users who changed one by mistake."""
-        if self.accelerator.is_main_process:
-            others = {path.parent for path in self.folders.folder.glob("*/step_*")} - {
-                self.trainer.checkpoint_dir
-            }
+        if self.engine.is_main:
+            others = {path.parent for path in self.folders.folder.glob("*/step_*")}
+            others -= {self.trainer.checkpoints.folder}
             for folder in sorted(others):
                 logger.warning("%s is of other parameters, data or start: not continued", folder)
 
@@ -142,13 +136,13 @@ class StageRun:
 
     def _start_tracking(self, run_of_checkpoint: str | None) -> None:
         """Start an MLflow run, or continue the one of an earlier attempt, whose id is in a file."""
-        run_file = self.folders.folder / f"{self.trainer.checkpoint_dir.name}.run.json"
+        run_file = self.folders.folder / f"{self.trainer.checkpoints.folder.name}.run.json"
         run_of_file = json.loads(run_file.read_text())["run"] if run_file.is_file() else None
         config = tracked_params(self.params, self.stage.name)
         self.run_id = self.tracker.start(
             self.stage.name, config, self.lineage.tags(), run_of_checkpoint or run_of_file
         )
-        if self.accelerator.is_main_process:
+        if self.engine.is_main:
             run_file.parent.mkdir(parents=True, exist_ok=True)
             run_file.write_text(json.dumps({"run": self.run_id}))
         self.tracker.dataset("digits", self.lineage.data_md5, str(self.folders.data_pointer.with_suffix("")))
@@ -172,24 +166,32 @@ class StageRun:
             }
             losses = {f"loss/{name}": value for name, value in metrics.losses.items()}
             self.tracker.log(num_done, **rates, **losses)
-        is_main = self.accelerator.is_main_process
-        if params.image_weight and num_done % params.checkpoint_every == 0 and is_main:
-            with self.trainer.average.applied():
-                self._track_samples(num_done)
+        if params.image_weight and num_done % params.checkpoint_every == 0:
+            self._track_samples(num_done)
 
     def _track_samples(self, num_steps: int) -> None:
-        """Draw the fixed prompts and log the images."""
-        self.tracker.image(num_steps, "samples", sample_sheet(self.model, self.processor, sample_prompts()))
+        """Draw the fixed prompts with averaged weights and log the images."""
+        # Where processes share weights, all of them compute.
+        if self.engine.is_main or self.engine.shards_weights:
+            with self.trainer.averaged_weights():
+                sheet = sample_sheet(self.trainer.model, self.processor, sample_prompts())
+            self.tracker.image(num_steps, "samples", sheet)
 
     def _publish(self) -> None:
         """Write the model with averaged weights to the stage's folder, on the main process."""
-        self.trainer.average.copy_to_parameters()
-        if not self.accelerator.is_main_process:
-            return
         if self.trainer.params.image_weight:
             self._track_samples(self._steps)
+        self.trainer.save_last(self._metadata())
+        self.engine.together(self._write_model, self.trainer.checkpoints.patience)
+
+    def _write_model(self) -> None:
+        if not self.engine.is_main:
+            return
+        start = self.folders.model_of(self.stage.starts_from)
         lineage = dataclasses.asdict(self.lineage) | {"run_id": self._tracked_run_id()}
-        self.weights_sha256 = self.folders.publish(self.model, self.processor, lineage)
+        self.weights_sha256 = self.folders.publish(
+            lambda folder: self.trainer.write_model(start, folder), lineage
+        )
         self.tracker.tag(**{"vargpt.weights_sha256": self.weights_sha256})
 
     def _tracked_run_id(self) -> str:

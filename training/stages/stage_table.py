@@ -47,9 +47,9 @@ def stage_named(name: str) -> Stage:
     return STAGES[name]
 
 
-def freeze_for(model: nn.Module, stage: Stage) -> list[nn.Parameter]:
-    """Freeze all but the stage's modules, in place; the trainable parameters, in the model's order."""
+def freeze_for(model: nn.Module, stage: Stage) -> list[tuple[str, nn.Parameter]]:
+    """Freeze all but the stage's modules, in place; what learns by name, in the model's order."""
     model.requires_grad_(False).eval()
     for path in stage.trains:
         model.get_submodule(path).requires_grad_(True).train()
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

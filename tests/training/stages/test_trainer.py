@@ -123,9 +123,9 @@ def test_a_run_stops_with_143_on_a_signal_and_resumes_without_a_checkpoint_that_
     process.send_signal(signal.SIGTERM)
     assert "stopped after" in finish(process, 143)
     newest = next(volume.glob(f"outputs/stage1/*/step_{max(committed_steps(volume))}"))
-    content = bytearray((newest / "tensors.safetensors").read_bytes())
+    content = bytearray((newest / "part_00000.safetensors").read_bytes())
     content[len(content) // 2] ^= 1
-    (newest / "tensors.safetensors").write_bytes(content)
+    (newest / "part_00000.safetensors").write_bytes(content)
     errors = finish(start(volume))
     assert newest.name in errors and "damaged" in errors
     assert are_equal(weights_of(volume), undisturbed_weights)
