@@ -22,6 +22,7 @@ MODEL_NEEDS = {
     "tokenizers",
     "huggingface_hub",
     "flash_attn",
+    "liger_kernel",
 }
 # What transformers itself needs.
 OF_TRANSFORMERS = {"tokenizers", "huggingface_hub"}

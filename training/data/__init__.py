@@ -4,6 +4,8 @@ Sample order depends on nothing but the seed and the sample number, so a run can
 
 Files:
     readers.py               chooses the reader for a path; a new layout is one more reader, added here
+    pieces.py                what readers share: a dataset is cut into pieces, which are read one by one
+    json_spans.py            where each record lies in a JSON or JSONL file
     json_reader.py           LLaVA and ShareGPT conversations, JSON or JSONL
     parquet_reader.py        conversations with embedded images, as in LLaVA-OneVision
     tar_reader.py            WebDataset shards

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.batches import Encoded
 from model.config import ImageTokenizerConfig
 from model.errors import UserError
-from model.processing import IMAGE_GEN, Encoded, VargptProcessor
-from model.text_tokenizer import IMAGE_PAD
+from model.processing import VargptProcessor
+from model.text_tokenizer import IMAGE_GEN, IMAGE_PAD
 from training.data.bad_records import BadRecordLog
 from training.data.code_corruption import random_replacements
 from training.data.mixture import Mixture
