@@ -51,4 +51,6 @@ def with_text_head(linear: nn.Linear) -> TextHead:
     with torch.device("meta"):
         head = TextHead(linear.in_features, linear.out_features, bias=linear.bias is not None)
     head.weight, head.bias = linear.weight, linear.bias
+    # transformers would draw them again where it initializes what this model is a part of.
+    head._is_hf_initialized = getattr(linear, "_is_hf_initialized", False)
     return head

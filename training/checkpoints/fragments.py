@@ -94,6 +94,11 @@ class Fragments:
         """The kinds of state of every parameter, by its name."""
         return self._kinds
 
+    @property
+    def sizes(self) -> Mapping[tuple[str, str], int]:
+        """How many elements there are, by kind of state and name of the parameter."""
+        return {key: max(part.end for part in parts) for key, parts in self._found.items()}
+
     def read(self, kind: str, part: Slice, out: Tensor) -> None:
         """Fill a tensor with a slice's elements. UserError when some are in no part."""
         missing, end = part.count, part.first + part.count

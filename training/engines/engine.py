@@ -30,6 +30,8 @@ class Engine(ABC):
     device: torch.device
     # Whether a module needs all processes to compute it together.
     shards_weights: bool = False
+    # Whether processes must run the same modules in the same order, whatever their batches hold.
+    needs_all_modules: bool = False
     # Whether each process owns all of the state.
     replicates_state: bool = True
 

@@ -34,6 +34,7 @@ class ZeroEngine(Engine):
         offload: Keep optimizer states, and update weights, in host memory.
     """
 
+    needs_all_modules = True
     replicates_state = False
 
     def __init__(
@@ -58,6 +59,9 @@ class ZeroEngine(Engine):
         self._named = named
         if self._dtype == torch.float32:
             module.float()
+        else:
+            # DeepSpeed rounds weights; this rounds what comes in, images and positions, and sums in float32.
+            module.forward = torch.autocast(self.device.type, self._dtype)(module.forward)
         optimizer = make_optimizer(self._named)
         self._engine, self._optimizer = self._accelerator.prepare(module, optimizer)
         zero = self._engine.optimizer

@@ -7,6 +7,8 @@ import shutil
 import time
 from typing import Any
 
+import torch
+
 from model.errors import UserError
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
@@ -56,10 +58,11 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
         bad_records,
         params.data.bad_record_share,
     )
+    torch.manual_seed(params.seed)
     trainer = Trainer(
         engine,
         model,
-        freeze_for(model, stage),
+        freeze_for(model, stage, stage_params.lora),
         loader,
         stage_params,
         params,
@@ -192,6 +195,7 @@ class StageRun:
         self.weights_sha256 = self.folders.publish(
             lambda folder: self.trainer.write_model(start, folder), lineage
         )
+        self.trainer.write_adapters(self.folders.folder / "adapter")
         self.tracker.tag(**{"vargpt.weights_sha256": self.weights_sha256})
 
     def _tracked_run_id(self) -> str:

@@ -6,18 +6,28 @@ import torch
 from torch import Tensor, nn
 
 from model.losses import IGNORED
-from model.modeling import VargptForConditionalGeneration
+from model.modeling import TextLoss, VargptForConditionalGeneration
+from training.params import StageParams
 
 
 class StageLoss(nn.Module):
-    """Cross-entropy of a batch in nats, summed over text tokens and over each image scale, (1 + scales,)."""
+    """Cross-entropy of a batch in nats, summed over text tokens and over each image scale, (1 + scales,).
 
-    def __init__(self, model: VargptForConditionalGeneration, softness: float) -> None:
+    Args:
+        force_all_modules: Whether modules without images in a batch run too; see `loss_sums`.
+    """
+
+    def __init__(
+        self, model: VargptForConditionalGeneration, stage: StageParams, force_all_modules: bool = False
+    ) -> None:
         super().__init__()
-        self.model, self.softness = model, softness
+        self.model, self.softness, self.force_all_modules = model, stage.softness, force_all_modules
+        self.text: TextLoss = "learned" if stage.text_weight else "measured"
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        sums = self.model.loss_sums(**batch, softness=self.softness)
+        sums = self.model.loss_sums(
+            **batch, softness=self.softness, text=self.text, force_all_modules=self.force_all_modules
+        )
         joined = torch.cat([sums.text.reshape(1), sums.image_by_scale])
         if joined.requires_grad:
             return joined

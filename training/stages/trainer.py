@@ -27,7 +27,9 @@ from training.optimization.optimizer import make_adamw
 from training.optimization.schedule import set_learning_rates
 from training.optimization.weight_average import WeightAverage
 from training.params import Params, StageParams
+from training.stages.blocks import prepare_blocks
 from training.stages.checkpointing import StageCheckpoints
+from training.stages.lora import save_adapters
 from training.stages.stage_loss import StageLoss, StepMetrics, mean_losses, token_counts
 from training.stages.trained_model import write_trained_model
 from training.tiny.muon import make_tiny_optimizer
@@ -61,12 +63,13 @@ class Trainer:
         self.engine, self.model, self.learning, self.loader = engine, model, learning, loader
         self.params, self.seed, self.precision = stage, params.seed, params.precision
         self.should_stop, self.num_updates = should_stop, 0
-        with _apart(model, "image_tokenizer", engine.device):
-            engine.prepare(
-                StageLoss(model, stage.softness),
-                learning,
-                lambda named: _make_optimizer(model, named, stage, params),
-            )
+        _take_out(model, "image_tokenizer", engine.device)
+        prepare_blocks(model, stage)
+        engine.prepare(
+            StageLoss(model, stage, engine.needs_all_modules),
+            learning,
+            lambda named: _make_optimizer(model, named, stage, params),
+        )
         self.average = WeightAverage(_present(engine.flats()[WEIGHT]), stage.ema) if stage.ema else None
         self.skipper = NonFiniteGradientSkipper(stage.max_skipped)
         self.checkpoints = StageCheckpoints(engine, checkpoint_dir, stage.keep_checkpoints)
@@ -131,8 +134,19 @@ class Trainer:
         """Write the trained model, by one process, from the checkpoint of `save_last`; its manifest's
         SHA-256.
         """
-        fragments = Fragments(step_folders.step_path(self.checkpoints.folder, self.params.steps))
-        return write_trained_model(start, fragments, AVERAGE if self.average else WEIGHT, folder)
+        return write_trained_model(start, self._last(), self._published, folder, self.params.lora)
+
+    def write_adapters(self, folder: Path) -> None:
+        """Write the adapters of a stage with LoRA, by one process, from the checkpoint of `save_last`."""
+        if self.params.lora is not None:
+            save_adapters(self.model, self._last(), self._published, self.params.lora, folder)
+
+    def _last(self) -> Fragments:
+        return Fragments(step_folders.step_path(self.checkpoints.folder, self.params.steps))
+
+    @property
+    def _published(self) -> str:
+        return AVERAGE if self.average else WEIGHT
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -202,13 +216,13 @@ class Trainer:
                 fragments.read(kind, part, elements)
 
 
-@contextlib.contextmanager
-def _apart(model: nn.Module, name: str, device: torch.device) -> Iterator[None]:
-    """Take a frozen module out within the block, so that an engine neither rounds nor shards its weights."""
+def _take_out(model: nn.Module, name: str, device: torch.device) -> None:
+    """Keep a frozen module where the model finds it, but no longer as a part, so that an engine neither
+    rounds nor shards its weights.
+    """
     module = getattr(model, name)
-    setattr(model, name, None)
-    yield
-    setattr(model, name, module.to(device))
+    delattr(model, name)
+    vars(model)[name] = module.to(device)
 
 
 def _make_optimizer(

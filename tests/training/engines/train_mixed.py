@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--engine", default="ddp")
     parser.add_argument("--offload", action="store_true")
+    parser.add_argument("--checkpoint-activations", action="store_true")
     parser.add_argument("--precision", default="no")
     parser.add_argument("--stage", default="joint")
     parser.add_argument("--steps", type=int, default=20)
@@ -74,6 +75,7 @@ def main() -> None:
         update={
             "engine": options.engine,
             "offload": options.offload,
+            "checkpoint_activations": options.checkpoint_activations,
             "steps": options.steps,
             "batch": options.batch,
             "micro_batch": 1,
