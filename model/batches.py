@@ -63,17 +63,6 @@ def packed(samples: Sequence[Encoded]) -> dict[str, Tensor]:
     }
 
 
-def empty(like: Encoded) -> Encoded:
-    """A sample of one token, without images or loss, for a process with fewer micro-batches than others."""
-    ids = like.input_ids[:1]
-    return Encoded(
-        ids,
-        torch.full_like(ids, IGNORED),
-        like.pixel_values[:0],
-        like.generation_pixel_values[:0],
-    )
-
-
 def pad(rows: Sequence[Tensor], value: int) -> Tensor:
     """Rows of several lengths as one tensor, (B, T), filled up on the right."""
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)

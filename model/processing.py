@@ -167,6 +167,11 @@ class VargptProcessor(ProcessorMixin):
         labels, no_pixels = torch.full_like(ids, IGNORED), self._vision_pixels([])
         return Encoded(ids, labels, no_pixels, *self._drawn_as_given([image]), is_unconditional=True)
 
+    def empty_sample(self) -> Encoded:
+        """A sample of one token, without images or loss, for a process with fewer batches than others."""
+        ids = torch.tensor(self.null_prompt()[:1])
+        return Encoded(ids, torch.full_like(ids, IGNORED), self._vision_pixels([]), self.drawn([]))
+
     def _labels(self, ids: Tensor) -> Tensor:
         pad = self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         return ids.masked_fill(ids == pad, IGNORED)

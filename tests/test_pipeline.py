@@ -20,6 +20,7 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 DECIDES = {
     "prepare": "training.digits.prepare",
     "backbones": "training.backbones.build",
+    "encode": "training.data.code_encoding",
     "stage1": "training.stages.run",
     "stage2": "training.stages.run",
     "stage3": "training.stages.run",
@@ -94,7 +95,7 @@ def test_every_parameter_is_followed_by_the_stage_that_reads_it():
     # Neither `joint` nor promotion is a stage of the pipeline.
     assert sections - set().union(*followed.values()) == {"joint", "promote"}
     for stage, names in followed.items():
-        assert "size" in names and (stage == "evaluate" or stage in names)
+        assert "size" in names and (stage in ("encode", "evaluate") or stage in names)
 
 
 def test_a_stage_follows_the_parameters_of_its_size_alone(tmp_path):

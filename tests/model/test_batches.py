@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.batches import empty, packed, padded
+from model.batches import packed, padded
 from model.config import preset
 from model.errors import UserError
 from model.losses import IGNORED, token_counts
@@ -269,8 +269,7 @@ def test_modules_run_in_one_order_whatever_the_batch_has(processor, model):
 
 
 def test_an_empty_micro_batch_has_no_loss_and_zero_gradients(processor, model):
-    [text] = encoded(processor, ["text"])
-    batch = packed([empty(text)])
+    batch = packed([processor.empty_sample()])
 
     nats, image, gradients = learned(model, [batch], force_all_modules=True)
 

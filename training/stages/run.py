@@ -14,8 +14,9 @@ from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
 from training.data.bad_records import BadRecordLog
 from training.data.batch_loader import BatchLoader
+from training.data.code_cache import open_codes
 from training.data.content_hashes import samples_sha256
-from training.data.prepared_data import open_mixture
+from training.data.prepared_data import DataFolders, open_mixture
 from training.digits.instructions import sample_prompts
 from training.engines.make import make_engine
 from training.errors import Stopped
@@ -41,7 +42,8 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
     """
     stage, stage_params = stage_named(name), getattr(params, name)
     bad_records = BadRecordLog()
-    mixture = open_mixture(stage_params.mixture, folders.prepared.parent, params.seed, bad_records)
+    data = DataFolders(folders.prepared.parent, folders.outputs / "index")
+    mixture = open_mixture(stage_params.mixture, data, params.data.held_out, params.seed, bad_records)
     bad_records.check(params.data.bad_record_share)
     model, processor = folders.load(stage.starts_from)
     content = samples_sha256(mixture.datasets)
@@ -57,6 +59,7 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
         params.seed,
         bad_records,
         params.data.bad_record_share,
+        codes=open_codes(folders.outputs / "codes", model.image_tokenizer, processor, stage_params),
     )
     torch.manual_seed(params.seed)
     trainer = Trainer(
