@@ -10,7 +10,8 @@
     processing.py        conversations (messages.py, text_tokenizer.py) and images (transforms.py) <-> tensors
     batches.py           encoded samples as one batch, padded or packed
     config.py            sizes of every part, presets; scales.py has the layout of the tokens of an image
-    checkpoint.py        a model as a folder, with hashes (manifest.py); weight_files.py: its tensors, one by one
+    checkpoint.py        a model as a folder, with hashes (manifest.py)
+    weight_files.py      the tensors of such a folder, one by one
     published.py         names of released weights, and ours
     attention.py         chooses an attention kernel; cpu_kernels.py has faster ones for bfloat16 on a CPU,
                          fused_kernels.py those of liger-kernel

@@ -118,7 +118,9 @@ def verify(folder: Path, only: frozenset[str] | None = None) -> None:
     for name, entry in entries.items():
         if (size := found[name].stat().st_size) != entry["bytes"]:
             raise UserError(f"{found[name]} has {size} bytes, the manifest says {entry['bytes']}")
-    for name, digest in sha256_files({name: found[name] for name in entries if only is None or name in only}).items():
+    for name, digest in sha256_files(
+        {name: found[name] for name in entries if only is None or name in only}
+    ).items():
         if digest != entries[name]["sha256"]:
             raise UserError(
                 f"{found[name]} has SHA-256 {digest}, the manifest says {entries[name]['sha256']}"

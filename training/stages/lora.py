@@ -7,8 +7,8 @@ import os
 import shutil
 from collections.abc import Iterator, Set
 from pathlib import Path
+from typing import Any
 
-from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,6 +28,9 @@ def add_adapters(model: nn.Module, lora: LoraParams) -> None:
 
     UserError names a module that is not there, or has no linear map.
     """
+    # Takes seconds to import.
+    from peft import inject_adapter_in_model
+
     for path in lora.modules:
         _module_at(model, path).requires_grad_(False)
     inject_adapter_in_model(_config(model, lora), model)
@@ -60,7 +63,9 @@ def save_adapters(model: nn.Module, fragments: Fragments, kind: str, lora: LoraP
     os.replace(beside, folder)
 
 
-def _config(model: nn.Module, lora: LoraParams) -> LoraConfig:
+def _config(model: nn.Module, lora: LoraParams) -> Any:
+    from peft import LoraConfig
+
     targets = {name for path in lora.modules for name in _linear_maps(model, path)}
     return LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none"

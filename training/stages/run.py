@@ -51,6 +51,9 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
     # Most of the user's mistakes are found before this line, after which processes wait for each other.
     engine = make_engine(stage_params, params)
     _refuse_impossible(name, stage_params, model, engine.world_size)
+    codes = open_codes(folders.outputs / "codes", model.image_tokenizer, processor, stage_params)
+    if codes is not None:
+        model.image_tokenizer.detach_encoder()
     loader = BatchLoader(
         mixture,
         processor,
@@ -59,7 +62,7 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
         params.seed,
         bad_records,
         params.data.bad_record_share,
-        codes=open_codes(folders.outputs / "codes", model.image_tokenizer, processor, stage_params),
+        codes,
     )
     torch.manual_seed(params.seed)
     trainer = Trainer(

@@ -39,7 +39,7 @@ class StageLoss(nn.Module):
 def token_counts(batch: dict[str, Tensor], scales: tuple[int, ...]) -> Tensor:
     """Target tokens of a batch: of text, then of each image scale, (1 + scales,)."""
     num_text = (batch["labels"][:, 1:] != IGNORED).sum()
-    num_images = len(batch["generation_pixel_values"])
+    num_images = len(batch["codes"] if "codes" in batch else batch["generation_pixel_values"])
     return torch.tensor([float(num_text), *(float(num_images * side * side) for side in scales)])
 
 
