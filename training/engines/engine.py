@@ -2,9 +2,9 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,15 @@ NamedParameters = list[tuple[str, nn.Parameter]]
 MakeOptimizer = Callable[[NamedParameters], torch.optim.Optimizer]
 
 POLL_SECONDS = 0.05
+
+
+class GradientNorms(NamedTuple):
+    """Euclidean norms of a gradient: of all of it, and of each part, by the first word of its parameters'
+    names.
+    """
+
+    total: float
+    by_part: dict[str, float]
 
 
 class Engine(ABC):
@@ -53,10 +62,13 @@ class Engine(ABC):
         """Add a micro-batch's gradient; after the last one of a step, processes add up theirs."""
 
     @abstractmethod
-    def update(self) -> float:
-        """Clip, step the optimizer, drop gradients; the gradient's norm before clipping.
+    def update(self, by_part: bool = False) -> GradientNorms:
+        """Clip, step the optimizer, drop gradients; the gradient's norms before clipping.
 
         A gradient that is not finite changes nothing. A parameter that nobody used has a gradient of zero.
+
+        Args:
+            by_part: Measure the norm of every part of the model, too.
         """
 
     @property
@@ -93,6 +105,11 @@ class Engine(ABC):
     @abstractmethod
     def gather(self, value: Any) -> list[Any]:
         """A small object of every process, by rank."""
+
+    def _norms_by_part(self, squares: Mapping[str, Tensor], norm: float, clip_norm: float) -> GradientNorms:
+        """Norms from sums of squares of the clipped gradient over all processes."""
+        scale = max(1.0, norm / clip_norm)
+        return GradientNorms(norm, {part: scale * float(value) ** 0.5 for part, value in squares.items()})
 
     def any_of(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
@@ -134,6 +151,11 @@ class Engine(ABC):
         if any(failed):
             raise UserError(f"processes {_ranks(failed)} failed")
         return result
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a parameter belongs to."""
+    return name.split(".")[0]
 
 
 def _ranks(flags: Sequence[float]) -> str:

@@ -12,7 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor, nn
 
 from training.checkpoints.slices import Flats, Slice
-from training.engines.engine import Engine, MakeOptimizer, NamedParameters
+from training.engines.engine import Engine, GradientNorms, MakeOptimizer, NamedParameters, part_of
 
 
 class PlainEngine(Engine):
@@ -50,17 +50,25 @@ class PlainEngine(Engine):
             # Data parallel averages over processes.
             self._accelerator.backward(loss * self.world_size)
 
-    def update(self) -> float:
+    def update(self, by_part: bool = False) -> GradientNorms:
         parameters = [parameter for _, parameter in self._named]
         for parameter in parameters:
             # As ZeRO has it: what nobody used decays, and its moments too.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         norm = float(nn.utils.clip_grad_norm_(parameters, self._clip_norm))
+        squares = self._squares() if by_part else {}
         if math.isfinite(norm):
             self._optimizer.step()
         self._optimizer.zero_grad()
-        return norm
+        return self._norms_by_part(squares, norm, self._clip_norm)
+
+    def _squares(self) -> dict[str, Tensor]:
+        squares: dict[str, Tensor] = {}
+        for name, parameter in self._named:
+            square = parameter.grad.square().sum()
+            squares[part_of(name)] = squares.get(part_of(name), 0) + square
+        return squares
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from accelerate.utils import DeepSpeedPlugin
 from torch import Tensor, nn
 
 from training.checkpoints.slices import Flats, Slice
-from training.engines.engine import Engine, MakeOptimizer, NamedParameters
+from training.engines.engine import Engine, GradientNorms, MakeOptimizer, NamedParameters, part_of
 from training.engines.zero_partitions import PartitionedStates, PartitionedWeights
 
 BFLOAT16 = "bf16"
@@ -67,6 +67,8 @@ class ZeroEngine(Engine):
         zero = self._engine.optimizer
         self._parts = PartitionedWeights(zero) if self.shards_weights else PartitionedStates(zero)
         self._states = zero.optimizer.state
+        self._squares: dict[str, Tensor] = {}
+        zero.optimizer.register_step_pre_hook(self._measure)
 
     def forward(self, batch: Any) -> Tensor:
         return self._engine(batch)
@@ -76,9 +78,26 @@ class ZeroEngine(Engine):
         # DeepSpeed averages over processes.
         self._engine.backward(loss * self.world_size)
 
-    def update(self) -> float:
+    def update(self, by_part: bool = False) -> GradientNorms:
+        names = sorted({part_of(name) for name, _ in self._named}) if by_part else []
+        self._squares = dict.fromkeys(names, torch.zeros((), device=self.device))
         self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+        norm = float(self._engine.get_global_grad_norm())
+        if by_part:
+            totals = self.total(torch.stack(list(self._squares.values())))
+            self._squares = dict(zip(self._squares, totals, strict=True))
+        return self._norms_by_part(self._squares, norm, self.config["gradient_clipping"])
+
+    def _measure(self, *_: Any) -> None:
+        """Add the squares of those flat gradients that the optimizer is about to use, already clipped."""
+        if not self._squares:
+            return
+        weights = self._parts.weights
+        for part in self.slices():
+            if (gradient := weights[part.flat].grad) is not None:
+                square = gradient[part.start : part.start + part.count].float().square().sum()
+                name = part_of(part.name)
+                self._squares[name] = self._squares[name] + square.to(self.device)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

@@ -23,8 +23,8 @@ from training.errors import Stopped
 from training.params import Params, StageParams
 from training.registry.stage_folders import StageFolders, tracked_params
 from training.run_context import RunContext
-from training.stages.stage_loss import StepMetrics
 from training.stages.stage_table import Stage, freeze_for, stage_named
+from training.stages.step_metrics import StepMetrics
 from training.stages.trainer import Trainer
 from training.tracking.progress import ProgressLine, progress_line
 from training.tracking.sample_sheet import sample_sheet
@@ -109,6 +109,7 @@ class StageRun:
             context.tracking_uri, EXPERIMENT, context.spool, self.engine.is_main
         )
         self.began, self.seconds_before, self.run_id = time.monotonic(), 0.0, ""
+        self.num_spikes = 0
         self.lineage = folders.lineage(params, context.commit, stage.starts_from)
 
     def train_and_publish(self) -> None:
@@ -173,10 +174,36 @@ class StageRun:
                 "tokens_per_step": metrics.num_tokens,
                 "skipped_steps": metrics.num_skipped,
             }
-            losses = {f"loss/{name}": value for name, value in metrics.losses.items()}
-            self.tracker.log(num_done, **rates, **losses)
+            rates |= self._throughput(metrics)
+            by_group = {"loss": metrics.losses, "gradient_norm_of": metrics.norm_by_part}
+            groups = {
+                f"{group}/{name}": value for group, of in by_group.items() for name, value in of.items()
+            }
+            self.tracker.log(num_done, **rates, **groups)
+        if metrics.validation:
+            validation = {f"validation/{name}": value for name, value in metrics.validation.items()}
+            self.tracker.log(num_done, **validation)
+        if metrics.is_spike:
+            self.num_spikes += 1
+            self.tracker.log(num_done, loss_spikes=self.num_spikes)
         if params.image_weight and num_done % params.checkpoint_every == 0:
             self._track_samples(num_done)
+
+    def _throughput(self, metrics: StepMetrics) -> dict[str, float]:
+        """Of the last step, over all processes; memory and checkpoints of the main one."""
+        seconds, checkpoints = max(metrics.seconds, 1e-9), self.trainer.checkpoints
+        found = {
+            "samples_per_second": self.trainer.params.batch / seconds,
+            "positions_per_second": metrics.num_positions / seconds,
+            "drawings_per_second": metrics.num_drawings / seconds,
+            "step_seconds": metrics.seconds,
+            "data_seconds": metrics.data_seconds,
+            "checkpoint_stall_seconds": checkpoints.stall_seconds,
+            "checkpoint_write_seconds": checkpoints.write_seconds,
+        }
+        if self.engine.device.type == "cuda":
+            found["gpu_peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
+        return found
 
     def _track_samples(self, num_steps: int) -> None:
         """Draw the fixed prompts with averaged weights and log the images."""

@@ -1,12 +1,13 @@
 """The loss of a micro-batch, and what a step reports of it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from model.losses import IGNORED
 from model.modeling import TextLoss, VargptForConditionalGeneration
+from training.engines.engine import Engine
 from training.params import StageParams
 
 
@@ -29,7 +30,7 @@ class StageLoss(nn.Module):
             **batch, softness=self.softness, text=self.text, force_all_modules=self.force_all_modules
         )
         joined = torch.cat([sums.text.reshape(1), sums.image_by_scale])
-        if joined.requires_grad:
+        if joined.requires_grad or not torch.is_grad_enabled():
             return joined
         # No parameter that learns was used, as for text alone in stage 3. Gradients are zero, not missing, so
         # that all processes exchange the same ones.
@@ -43,24 +44,22 @@ def token_counts(batch: dict[str, Tensor], scales: tuple[int, ...]) -> Tensor:
     return torch.tensor([float(num_text), *(float(num_images * side * side) for side in scales)])
 
 
-@dataclass(frozen=True)
-class StepMetrics:
-    """Metrics of one training step over all processes.
+def counted(
+    engine: Engine, batches: Sequence[dict[str, Tensor]], scales: tuple[int, ...]
+) -> tuple[Tensor, int, int]:
+    """Target tokens of all processes, as `token_counts` has them; positions without padding; drawn images."""
+    targets = sum(token_counts(batch, scales) for batch in batches)
+    # A packed row has no mask, as it has no padding.
+    masks = (batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches)
+    positions = float(sum(mask.sum() for mask in masks))
+    *counts, num_positions = engine.total(torch.cat([targets, torch.tensor([positions])]))
+    # The first scale of an image has one token.
+    return torch.stack(counts), int(num_positions), int(counts[1])
 
-    Args:
-        step: Counted from 0.
-        losses: Mean cross-entropy in nats per token, of text, image and each image scale that there was.
-        gradient_norm: Before clipping.
-        num_tokens: Target tokens of text and images.
-        num_skipped: Steps of this run so far that were skipped, as their gradient was not finite.
-    """
 
-    step: int
-    learning_rate: float
-    losses: dict[str, float]
-    gradient_norm: float
-    num_tokens: int
-    num_skipped: int
+def on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch where a model computes."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
 def mean_losses(sums: Tensor, counts: Tensor) -> dict[str, float]:

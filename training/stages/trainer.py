@@ -7,6 +7,7 @@ random numbers differ by process.
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ from training.params import Params, StageParams
 from training.stages.blocks import prepare_blocks
 from training.stages.checkpointing import StageCheckpoints
 from training.stages.lora import save_adapters
-from training.stages.stage_loss import StageLoss, StepMetrics, mean_losses, token_counts
+from training.stages.stage_loss import StageLoss, counted, mean_losses, on_device
+from training.stages.step_metrics import SpikeDetector, StepMetrics
 from training.stages.trained_model import write_trained_model
+from training.stages.validation import Validation
 from training.tiny.muon import make_tiny_optimizer
+from training.tracking.tracker import LOG_EVERY
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +75,8 @@ class Trainer:
             lambda named: _make_optimizer(model, named, stage, params),
         )
         self.average = WeightAverage(_present(engine.flats()[WEIGHT]), stage.ema) if stage.ema else None
+        self._spikes = SpikeDetector()
+        self._validation = Validation(engine, model, loader)
         self.skipper = NonFiniteGradientSkipper(stage.max_skipped)
         self.checkpoints = StageCheckpoints(engine, checkpoint_dir, stage.keep_checkpoints)
 
@@ -167,26 +173,49 @@ class Trainer:
         return num_stopping > 0
 
     def _train_step(self, step: int) -> StepMetrics:
-        engine = self.engine
+        engine, began = self.engine, time.monotonic()
         rate = set_learning_rates(engine.param_groups, step, self.params)
         torch.manual_seed((self.seed * 1_000_003 + step) * engine.world_size + engine.rank)
         batches = self.loader.micro_batches(step, engine.rank, engine.world_size)
-        counts = engine.total(sum(token_counts(batch, self.model.config.scales) for batch in batches))
+        data_seconds = time.monotonic() - began
+        counts, num_positions, num_drawings = counted(engine, batches, self.model.config.scales)
         if not self._weighted_count(counts):
             # Without target tokens, momentum and weight decay alone must not move weights.
             return StepMetrics(step, rate, {}, 0.0, 0, self.skipper.num_skipped)
         sums = sum(self._add_gradient(batch, counts, batch is batches[-1]) for batch in batches)
-        norm = engine.update()
-        if not self.skipper.should_skip(step, norm, lambda: self.loader.record_names(step)):
+        norms = engine.update(by_part=(step + 1) % LOG_EVERY == 0)
+        if not self.skipper.should_skip(step, norms.total, lambda: self.loader.record_names(step)):
             self.num_updates += 1
             if self.average is not None:
                 self.average.update(step + 1)
-        losses = mean_losses(engine.total(sums), counts)
-        return StepMetrics(step, rate, losses, norm, int(counts.sum()), self.skipper.num_skipped)
+        sums, every = engine.total(sums), self.params.validate_every
+        return StepMetrics(
+            step,
+            rate,
+            mean_losses(sums, counts),
+            norms.total,
+            int(counts.sum()),
+            self.skipper.num_skipped,
+            norm_by_part=norms.by_part,
+            seconds=time.monotonic() - began,
+            data_seconds=data_seconds,
+            num_positions=num_positions,
+            num_drawings=num_drawings,
+            validation=self._validation.losses() if every and (step + 1) % every == 0 else {},
+            is_spike=self._is_spike(step, float(self._weighted_loss(sums, counts))),
+        )
+
+    def _is_spike(self, step: int, loss: float) -> bool:
+        if not self._spikes.is_spike(loss):
+            return False
+        if self.engine.is_main:
+            records = ", ".join(self.loader.record_names(step))
+            logger.warning("the loss of step %d, %.3g, is a spike; its records: %s", step, loss, records)
+        return True
 
     def _add_gradient(self, batch: dict[str, Tensor], counts: Tensor, is_last: bool) -> Tensor:
         """Forward and backward pass of one micro-batch; its loss sums."""
-        sums = self.engine.forward({name: value.to(self.engine.device) for name, value in batch.items()})
+        sums = self.engine.forward(on_device(batch, self.engine.device))
         self.engine.backward(self._weighted_loss(sums, counts), is_last)
         return sums.detach()
 
