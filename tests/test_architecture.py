@@ -34,7 +34,7 @@ FLOORS = (
     {"digits", "optimization"},
     {"registry", "tiny", "engines"},
     {"stages", "backbones", "evaluation"},
-    {"launching"},
+    {"launching", "runs"},
     {"commands"},
 )
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

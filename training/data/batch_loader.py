@@ -1,5 +1,7 @@
 """Micro-batches of tensors for any training step and rank, and the records that are in them."""
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from model.config import ImageTokenizerConfig
@@ -81,6 +83,10 @@ class BatchLoader:
         )
         # Another set of samples, whose long ones are left out like those of training, but not counted twice.
         return batches.load(0, rank, world_size).batches
+
+    def one_by_one(self, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """The records that all ranks together draw at one step, each with a batch of it alone."""
+        return self._batches.one_by_one(step)
 
     def record_names(self, step: int) -> list[str]:
         """The records that all ranks together draw at one step, as `dataset/index (id)`."""

@@ -3,7 +3,7 @@
 What one step has depends on nothing but its number, so that any process can make any step at any time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -70,6 +70,16 @@ class StepBatches:
         batches = make(step, rank, world_size)
         found = [TooLong(*key, tokens) for key, tokens in self._too_long.items() if key not in known]
         return LoadedStep(batches, found)
+
+    def one_by_one(self, step: int) -> Iterator[tuple[str, Batch]]:
+        """Every sample of a step as a batch of its own, with its record, as `dataset/index (id)`."""
+        for number in self.numbers(step):
+            chosen = self._choose(number)
+            dataset = self.mixture.datasets[chosen[0]]
+            sample = dataset.sample(chosen[1])
+            some = [(self._encoded(chosen), number)]
+            batch = self._with_replacements(self.processor.collate(self._samples(some)), some)
+            yield f"{sample.source}/{dataset.original(chosen[1])} ({sample.id})", batch
 
     def numbers(self, step: int, rank: int = 0, world_size: int = 1) -> range:
         """Numbers of the samples of a step, in the order of the mixture."""

@@ -11,7 +11,7 @@ Door:
     stage_folders: StageFolders, point_to_import, tracked_params
     data_pointer: data_md5, data_path, md5_on_disk
     git_history: git_facts, user_name
-    lineage: config_sha256, hashes_of_sources, imported_lineage, read_lineage, write_lineage
+    lineage: TAG_PREFIX, config_sha256, hashes_of_sources, imported_lineage, read_lineage, write_lineage
     trace: ChainLink, HashCheck, trace_lineage
     shared_model: SHARED, final_model, share
     evaluation_subject: SUBJECT, EvaluationSubject

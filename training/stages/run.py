@@ -32,6 +32,9 @@ from training.tracking.tracker import EXPERIMENT, LOG_EVERY, Tracker, open_track
 
 logger = logging.getLogger(__name__)
 
+# With these, MLflow knows enough of a run to repeat it.
+PARAMS_ARTIFACT, PROCESSES_TAG = "params.json", "vargpt.processes"
+
 
 def run_stage(name: str, params: Params, folders: StageFolders, context: RunContext) -> None:
     """Train one stage and publish its model; resumes from the newest checkpoint of the same training.
@@ -155,7 +158,15 @@ class StageRun:
         if self.engine.is_main:
             run_file.parent.mkdir(parents=True, exist_ok=True)
             run_file.write_text(json.dumps({"run": self.run_id}))
+            self._record_params()
+        self.tracker.tag(**{PROCESSES_TAG: str(self.engine.world_size)})
         self.tracker.dataset("digits", self.lineage.data_md5, str(self.folders.data_pointer.with_suffix("")))
+
+    def _record_params(self) -> None:
+        """Keep all parameters with the run, from which `vargpt rerun` repeats it."""
+        path = self.folders.folder / PARAMS_ARTIFACT
+        path.write_text(self.params.model_dump_json(indent=1), encoding="utf-8")
+        self.tracker.artifact(path)
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.began
