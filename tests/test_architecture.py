@@ -33,7 +33,7 @@ FLOORS = (
     {"digits", "optimization"},
     {"registry", "tiny"},
     {"stages", "backbones", "evaluation"},
-    {"launching"},
+    {"launching", "cluster"},
     {"commands"},
 )
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
