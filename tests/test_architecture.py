@@ -34,6 +34,7 @@ FLOORS = (
     {"registry", "tiny"},
     {"stages", "backbones", "evaluation"},
     {"launching", "cluster"},
+    {"submission"},
     {"commands"},
 )
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -209,6 +209,9 @@ class Params(Section):
     stage3: StageParams
     joint: StageParams
     promote: PromoteParams
+    launcher: Literal["local", "kubernetes"] = Field(
+        description="where stages run: as processes of this machine, or as jobs of a cluster"
+    )
     cluster: ClusterParams
 
 

@@ -9,6 +9,10 @@ Files:
     images.py          image names, from k8s/images/kustomization.yaml
     manifest_files.py  which file holds which rendered objects, as YAML text
 
-Door: none, it is started as a process
+Door:
+    jobs: JobOptions, render_job, render_runtime
+    pipeline_jobs: render_backbones, render_release
+    images: image_names
+    pods: PARAMS_FILE
 May import: no other room
 """
