@@ -14,7 +14,7 @@ Files:
 
 Door:
     api: ApiServer
-    jobs: Jobs, state_of
+    jobs: Jobs
     follow: JobFollower, describe
     manifests: make_submission
     submit: Submitter
