@@ -13,6 +13,6 @@ Door:
     jobs: JobOptions, render_job, render_runtime
     pipeline_jobs: render_backbones, render_release
     images: image_names
-    pods: PARAMS_FILE
+    pods: GPU, PARAMS_FILE, variables
 May import: no other room
 """

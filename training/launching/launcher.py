@@ -28,6 +28,7 @@ from training.launching.exit_codes import (
     STOPPED,
     group_exit_code,
 )
+from training.launching.preflight import Node, NodeFault, check_node
 from training.launching.rendezvous import Rendezvous, read_rendezvous
 from training.launching.stage_process import LAUNCHER_PID
 from training.launching.watchdog import Patience, watched
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         logger.error("error: %s", error)
         return PERMANENT_FAILURE
+    except NodeFault as fault:
+        logger.error("error: %s", fault)
+        return RETRYABLE_FAILURE
 
 
 def launch(options: argparse.Namespace, passed_on: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -80,12 +84,14 @@ def launch(options: argparse.Namespace, passed_on: Sequence[str], environment: M
     command = [sys.executable, "-m", options.module, options.stage, "--outputs", options.outputs, *passed_on]
     if options.stage == BACKBONES and rendezvous.max_nodes * rendezvous.num_processes > 1:
         raise UserError(f"{BACKBONES} is one process, which starts its own: run it without --nproc or nodes")
+    outputs = Path(options.outputs, options.stage)
+    check_node(Node(outputs, rendezvous.num_processes, rendezvous.endpoint, environment))
     if rendezvous.is_single_process:
         os.execv(command[0], command)
     patience = Patience(options.silence_seconds, options.stall_seconds)
     if not rendezvous.hosts_store:
         return run_group(rendezvous, command, patience, os._exit)
-    attempts = AttemptCounter(Path(options.outputs, options.stage))
+    attempts = AttemptCounter(outputs)
     return run_with_attempt_limit(rendezvous, command, patience, attempts, options.max_attempts)
 
 

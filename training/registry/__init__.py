@@ -12,7 +12,7 @@ Door:
     stage_folders: StageFolders, tracked_params
     data_pointer: data_md5, data_path, md5_on_disk
     git_history: git_facts, user_name
-    lineage: config_sha256, imported_lineage, read_lineage, write_lineage
+    lineage: CODE, config_sha256, imported_lineage, read_lineage, write_lineage
     trace: ChainLink, HashCheck, trace_lineage
     shared_model: SHARED, final_model, share, share_by_name
     evaluation_subject: SUBJECT, EvaluationSubject

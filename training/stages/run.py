@@ -1,7 +1,6 @@
 """One run of a stage: opens its data, trains, tracks, and publishes the model with its lineage."""
 
 import dataclasses
-import json
 import logging
 import shutil
 import time
@@ -23,6 +22,7 @@ from training.registry.stage_folders import StageFolders, tracked_params
 from training.run_context import RunContext
 from training.stages.stage_table import Stage, freeze_for, stage_named
 from training.stages.trainer import StepMetrics, Trainer, make_accelerator
+from training.stages.work_record import WorkRecorder
 from training.tracking.progress import ProgressLine, progress_line
 from training.tracking.sample_sheet import sample_sheet
 from training.tracking.tracker import EXPERIMENT, LOG_EVERY, Tracker, open_tracker
@@ -111,7 +111,7 @@ class StageRun:
         self._warn_of_other_checkpoints()
         first, metadata = self.trainer.resume()
         self.seconds_before = metadata.get("seconds", 0.0)
-        self._start_tracking(metadata.get("run"))
+        self._start_tracking(metadata.get("run"), first)
         status = "FAILED"
         try:
             with progress_line(self.stage.name, first, self._steps, self.accelerator.is_main_process) as line:
@@ -140,17 +140,17 @@ class StageRun:
     def _steps(self) -> int:
         return self.trainer.params.steps
 
-    def _start_tracking(self, run_of_checkpoint: str | None) -> None:
+    def _start_tracking(self, run_of_checkpoint: str | None, first: int) -> None:
         """Start an MLflow run, or continue the one of an earlier attempt, whose id is in a file."""
         run_file = self.folders.folder / f"{self.trainer.checkpoint_dir.name}.run.json"
-        run_of_file = json.loads(run_file.read_text())["run"] if run_file.is_file() else None
+        self.work = WorkRecorder(run_file)
         config = tracked_params(self.params, self.stage.name)
         self.run_id = self.tracker.start(
-            self.stage.name, config, self.lineage.tags(), run_of_checkpoint or run_of_file
+            self.stage.name, config, self.lineage.tags(), run_of_checkpoint or self.work.record.run or None
         )
         if self.accelerator.is_main_process:
-            run_file.parent.mkdir(parents=True, exist_ok=True)
-            run_file.write_text(json.dumps({"run": self.run_id}))
+            self.work.begin(self.run_id, first, self.seconds_before)
+            self._track_lost_work(first)
         self.tracker.dataset("digits", self.lineage.data_md5, str(self.folders.data_pointer.with_suffix("")))
 
     def _seconds(self) -> float:
@@ -161,6 +161,8 @@ class StageRun:
 
     def _on_step(self, metrics: StepMetrics, line: ProgressLine) -> None:
         num_done, params = metrics.step + 1, self.trainer.params
+        if self.accelerator.is_main_process:
+            self.work.reached(num_done, self._seconds())
         line.show(num_done, {k: v for k, v in metrics.losses.items() if k in ("text", "image")})
         if num_done % LOG_EVERY == 0 or num_done == self._steps:
             rates = {
@@ -172,10 +174,14 @@ class StageRun:
             }
             losses = {f"loss/{name}": value for name, value in metrics.losses.items()}
             self.tracker.log(num_done, **rates, **losses)
+            self._track_lost_work(num_done)
         is_main = self.accelerator.is_main_process
         if params.image_weight and num_done % params.checkpoint_every == 0 and is_main:
             with self.trainer.average.applied():
                 self._track_samples(num_done)
+
+    def _track_lost_work(self, step: int) -> None:
+        self.tracker.log(step, **self.work.record.metrics(self.accelerator.num_processes))
 
     def _track_samples(self, num_steps: int) -> None:
         """Draw the fixed prompts and log the images."""

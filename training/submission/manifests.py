@@ -11,15 +11,14 @@ from model.errors import UserError
 from training.cluster.images import image_names
 from training.cluster.jobs import JobOptions, render_job, render_runtime
 from training.cluster.pipeline_jobs import render_backbones, render_release
-from training.cluster.pods import PARAMS_FILE
+from training.cluster.pods import GPU, PARAMS_FILE, variables
+from training.launching.preflight import EXPECTED_CODE, EXPECTED_GPUS
 from training.params import STAGES, Params, load_params
 from training.submission.identity import DATA_POINTER, StageIdentity, stage_identity
 
 TRAINING_IMAGE, PACKAGING_IMAGE = "vargpt-training", "vargpt-packaging"
 # Where a job finds what was submitted with it.
 SUBMITTED = "/submitted"
-# Environment variable with the hashes of the rooms of code that the submitter has, as JSON.
-EXPECTED_CODE = "VARGPT_EXPECTED_CODE"
 # Steps of Kubernetes' plain jobs, by stage; the jobs of k8s/ do several in one.
 STEPS = {
     "prepare": ("fetch", "data", "prepare"),
@@ -126,8 +125,10 @@ def _give(pod: dict[str, Any], identity: StageIdentity) -> None:
         if PARAMS_FILE in container.get("args", ()):
             container["args"] = _with_submitted(container["args"])
         container["volumeMounts"].append({"name": "submitted", "mountPath": SUBMITTED, "readOnly": True})
-        code = {"name": EXPECTED_CODE, "value": json.dumps(identity.code, sort_keys=True)}
-        container["env"] = [*container.get("env", ()), code]
+        told = {EXPECTED_CODE: json.dumps(identity.code, sort_keys=True)}
+        if gpus := container["resources"]["limits"].get(GPU):
+            told[EXPECTED_GPUS] = gpus
+        container["env"] = [*container.get("env", ()), *variables(told)]
 
 
 def _give_train_job(job: dict[str, Any], runtime: dict[str, Any], identity: StageIdentity) -> None:
