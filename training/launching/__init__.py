@@ -9,5 +9,5 @@ Files:
     stage_process.py   one training process: options in, stage run, exit code out
 
 Door: none, it is started as a process
-May import: stages, backbones, registry
+May import: stages, backbones, registry, tracking
 """
