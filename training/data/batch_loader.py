@@ -1,5 +1,6 @@
 """Micro-batches of tensors for any training step and rank: samples drawn, tokenized and collated."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -56,15 +57,20 @@ class BatchLoader:
         self._cache: dict[tuple[int, int, bool], Encoded] = {}
         self._cache_bytes = 0
         self._too_long: set[tuple[int, int]] = set()
+        # What the last step's micro-batches took.
+        self.seconds = 0.0
 
     def micro_batches(self, step: int, rank: int = 0, world_size: int = 1) -> list[dict[str, Tensor]]:
         """One rank's share of one step, as collated micro-batches, sorted by length for less padding."""
+        began = time.monotonic()
         numbered = [
             (self._encoded(number), number) for number in self._sample_numbers(step, rank, world_size)
         ]
         numbered.sort(key=lambda pair: len(pair[0].input_ids))
         size = self.params.micro_batch
-        return [self._collate(numbered[first : first + size]) for first in range(0, len(numbered), size)]
+        batches = [self._collate(numbered[first : first + size]) for first in range(0, len(numbered), size)]
+        self.seconds = time.monotonic() - began
+        return batches
 
     def record_names(self, step: int) -> list[str]:
         """The records that all ranks together draw at one step, as `dataset/index (id)`."""

@@ -10,12 +10,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.launching.exit_codes import DONE, PERMANENT_FAILURE, RETRYABLE_FAILURE, STOPPED
 from training.launching.heartbeats import HeartbeatWriter
 from training.parent_death import die_with_parent
+
+if TYPE_CHECKING:
+    from training.tracking.exporter import MetricsExporter
 
 # Not __name__, which is __main__ here.
 logger = logging.getLogger("training.launching.stage_process")
@@ -23,6 +27,8 @@ logger = logging.getLogger("training.launching.stage_process")
 LOCAL_MLFLOW = "sqlite:///mlflow.db"
 # Environment variable with the process id of the launcher, with which its training processes end.
 LAUNCHER_PID = "VARGPT_LAUNCHER_PID"
+# On which Prometheus is answered, by the first process of a node; none: nowhere.
+METRICS_PORT = "VARGPT_METRICS_PORT"
 
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -63,6 +69,7 @@ def train(options: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
         spool=options.outputs.parent / "spool",
         commit=os.environ.get("GIT_COMMIT"),
         should_stop=should_stop,
+        exporter=metrics_exporter(options.stage, folders.folder, os.environ),
     )
     if options.stage == "backbones":
         from training.backbones.run import run_backbones
@@ -70,6 +77,21 @@ def train(options: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
         run_backbones(params, folders, context)
     else:
         run_stage(options.stage, params, folders, context)
+
+
+def metrics_exporter(stage: str, folder: Path, environment: Mapping[str, str]) -> "MetricsExporter | None":
+    """What answers Prometheus, where a port is given and this is its node's first process."""
+    port = environment.get(METRICS_PORT)
+    if not port or environment.get("LOCAL_RANK", "0") != "0":
+        return None
+    from model.errors import UserError
+    from training.tracking.exporter import MetricsExporter
+
+    if not port.isdecimal():
+        raise UserError(f"{METRICS_PORT} must be a port, got {port!r}")
+    exporter = MetricsExporter(stage, folder)
+    exporter.serve(int(port))
+    return exporter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -101,7 +101,11 @@ class StageRun:
         self.stage, self.params, self.folders, self.context = stage, params, folders, context
         self.accelerator, self.trainer, self.model, self.processor = accelerator, trainer, model, processor
         self.tracker: Tracker = open_tracker(
-            context.tracking_uri, EXPERIMENT, context.spool, accelerator.is_main_process
+            context.tracking_uri,
+            EXPERIMENT,
+            context.spool,
+            accelerator.is_main_process,
+            exporter=context.exporter,
         )
         self.began, self.seconds_before, self.run_id = time.monotonic(), 0.0, ""
         self.lineage = folders.lineage(params, context.commit, stage.starts_from)
@@ -171,6 +175,7 @@ class StageRun:
                 "steps_per_second": num_done / max(self._seconds(), 1e-9),
                 "tokens_per_step": metrics.num_tokens,
                 "skipped_steps": metrics.num_skipped,
+                "data_seconds": self.trainer.loader.seconds,
             }
             losses = {f"loss/{name}": value for name, value in metrics.losses.items()}
             self.tracker.log(num_done, **rates, **losses)

@@ -1,7 +1,7 @@
 """What restarts cost a training: seconds and steps that were lost, added up over all of its attempts.
 
-The record lies beside the checkpoints and says how far training had come, a second ago at most; what a checkpoint
-does not hold of that is repeated by the next attempt.
+The record lies beside the checkpoints and says how far training had come, a second ago at most; what a
+checkpoint does not hold of that is repeated by the next attempt.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Makes MLflow's accounts: trainers write runs, the promoter alone writes the registered model; may be repeated."""
+"""Makes MLflow's accounts, repeatably: trainers write runs, only the promoter writes the registered model."""
 
 import os
 from typing import Any

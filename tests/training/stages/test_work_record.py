@@ -1,4 +1,4 @@
-"""Laws of the record of lost work: what an attempt repeats, and the time between attempts, are counted once."""
+"""Laws of the record of lost work: what is repeated, and the time between attempts, counts once."""
 
 import pytest
 
