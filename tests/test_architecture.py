@@ -35,6 +35,7 @@ FLOORS = (
     {"stages", "backbones", "evaluation"},
     {"launching", "cluster"},
     {"submission"},
+    {"deployment"},
     {"commands"},
 )
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

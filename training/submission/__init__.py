@@ -13,7 +13,8 @@ Files:
     pack_files.py    the program in the cluster that prints them
 
 Door:
-    api: ApiServer
+    api: ApiServer, NOT_FOUND, REQUEST_SECONDS
+    pod_reasons: exit_codes, waiting_reason
     jobs: Jobs
     follow: JobFollower, describe
     manifests: make_submission
