@@ -17,7 +17,7 @@ export BENTOML_DO_NOT_TRACK := True
 export BENTOML_HOME ?= $(CURDIR)/outputs/bentoml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo joint test smoke test-cluster lint schema lock shell
+.PHONY: help env demo joint test smoke test-cluster lint schema manifests lock shell
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -62,6 +62,9 @@ lint: env  ## check style with ruff, names and signatures with mypy
 
 schema: env  ## write the JSON schema of params.yaml, for editors
 	$(BIN)/python -c 'from training.params_file import write_json_schema; write_json_schema()'
+
+manifests: env  ## render k8s/ from params.yaml and k8s/images/kustomization.yaml
+	$(BIN)/python -m training.cluster
 
 lock: $(BIN)/uv  ## resolve pyproject.toml and write requirements/*.txt (UPGRADE="--upgrade-package mlflow")
 	CPU_TORCH="$(CPU_TORCH)" requirements/lock.sh $(UPGRADE)

@@ -34,7 +34,9 @@ FLOORS = (
     {"digits", "optimization"},
     {"registry", "tiny", "engines"},
     {"stages", "backbones", "evaluation"},
-    {"launching", "runs"},
+    {"launching", "cluster", "runs"},
+    {"submission"},
+    {"deployment"},
     {"commands"},
 )
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -177,6 +177,21 @@ class PromoteParams(Section):
     floors: dict[str, dict[str, float] | float] = Field(description="least value, whatever the champion has")
 
 
+class ClusterParams(Section):
+    """What a stage's job asks of a Kubernetes cluster; none of it changes what is learned."""
+
+    nodes: Positive = Field(description="workers of a stage, one pod each")
+    min_nodes: Positive = Field(description="workers with which training goes on when others are lost")
+    gpus: Count = Field(description="GPUs, and processes, of a worker; 0: one process on the CPU")
+    cpu: PositiveFloat = Field(description="cores that a process asks for")
+    memory_gib: Positive = Field(description="memory that a process asks for, that of /dev/shm included")
+    memory_limit_gib: Positive = Field(description="memory of a process above which its pod is killed")
+    shm_gib: Positive = Field(description="size of a worker's /dev/shm")
+    scratch_gib: Positive = Field(description="size of a worker's /tmp")
+    save_seconds: Positive = Field(description="for the longest step and checkpoint, after a signal to stop")
+    deadline_hours: Positive = Field(description="after which a job is ended, whatever it does")
+
+
 class Params(Section):
     """All parameters of the pipeline."""
 
@@ -194,6 +209,10 @@ class Params(Section):
     stage3: StageParams
     joint: StageParams
     promote: PromoteParams
+    launcher: Literal["local", "kubernetes"] = Field(
+        description="where stages run: as processes of this machine, or as jobs of a cluster"
+    )
+    cluster: ClusterParams
 
 
 def load_params(path: Path, size: str | None = None) -> Params:

@@ -31,7 +31,9 @@ def run_backbones(params: Params, folders: StageFolders, context: RunContext) ->
         run_import(params, folders, context)
         return
     lineage = folders.lineage(params, context.commit)
-    tracker = open_tracker(context.tracking_uri, EXPERIMENT, context.spool, is_rank_zero=True)
+    tracker = open_tracker(
+        context.tracking_uri, EXPERIMENT, context.spool, is_rank_zero=True, exporter=context.exporter
+    )
     began = time.monotonic()
     run_id = tracker.start("backbones", tracked_params(params, "backbones"), lineage.tags())
     tracker.dataset("digits", lineage.data_md5, str(folders.data_pointer.with_suffix("")))

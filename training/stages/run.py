@@ -1,7 +1,6 @@
 """One run of a stage: opens its data, trains, tracks, and publishes the model with its lineage."""
 
 import dataclasses
-import json
 import logging
 import shutil
 import time
@@ -26,6 +25,7 @@ from training.run_context import RunContext
 from training.stages.stage_table import Stage, freeze_for, stage_named
 from training.stages.step_metrics import StepMetrics
 from training.stages.trainer import Trainer
+from training.stages.work_record import WorkRecorder
 from training.tracking.progress import ProgressLine, progress_line
 from training.tracking.sample_sheet import sample_sheet
 from training.tracking.tracker import EXPERIMENT, LOG_EVERY, Tracker, open_tracker
@@ -109,7 +109,11 @@ class StageRun:
         self.stage, self.params, self.folders, self.context = stage, params, folders, context
         self.trainer, self.engine, self.processor = trainer, trainer.engine, processor
         self.tracker: Tracker = open_tracker(
-            context.tracking_uri, EXPERIMENT, context.spool, self.engine.is_main
+            context.tracking_uri,
+            EXPERIMENT,
+            context.spool,
+            self.engine.is_main,
+            exporter=context.exporter,
         )
         self.began, self.seconds_before, self.run_id = time.monotonic(), 0.0, ""
         self.num_spikes = 0
@@ -120,7 +124,7 @@ class StageRun:
         self._warn_of_other_checkpoints()
         first, metadata = self.trainer.resume()
         self.seconds_before = metadata.get("seconds", 0.0)
-        self._start_tracking(metadata.get("run"))
+        self._start_tracking(metadata.get("run"), first)
         status = "FAILED"
         try:
             with progress_line(self.stage.name, first, self._steps, self.engine.is_main) as line:
@@ -147,17 +151,17 @@ class StageRun:
     def _steps(self) -> int:
         return self.trainer.params.steps
 
-    def _start_tracking(self, run_of_checkpoint: str | None) -> None:
+    def _start_tracking(self, run_of_checkpoint: str | None, first: int) -> None:
         """Start an MLflow run, or continue the one of an earlier attempt, whose id is in a file."""
         run_file = self.folders.folder / f"{self.trainer.checkpoints.folder.name}.run.json"
-        run_of_file = json.loads(run_file.read_text())["run"] if run_file.is_file() else None
+        self.work = WorkRecorder(run_file)
         config = tracked_params(self.params, self.stage.name)
         self.run_id = self.tracker.start(
-            self.stage.name, config, self.lineage.tags(), run_of_checkpoint or run_of_file
+            self.stage.name, config, self.lineage.tags(), run_of_checkpoint or self.work.record.run or None
         )
         if self.engine.is_main:
-            run_file.parent.mkdir(parents=True, exist_ok=True)
-            run_file.write_text(json.dumps({"run": self.run_id}))
+            self.work.begin(self.run_id, first, self.seconds_before)
+            self._track_lost_work(first)
             self._record_params()
         self.tracker.tag(**{PROCESSES_TAG: str(self.engine.world_size)})
         self.tracker.dataset("digits", self.lineage.data_md5, str(self.folders.data_pointer.with_suffix("")))
@@ -176,6 +180,8 @@ class StageRun:
 
     def _on_step(self, metrics: StepMetrics, line: ProgressLine) -> None:
         num_done, params = metrics.step + 1, self.trainer.params
+        if self.engine.is_main:
+            self.work.reached(num_done, self._seconds())
         line.show(num_done, {k: v for k, v in metrics.losses.items() if k in ("text", "image")})
         if num_done % LOG_EVERY == 0 or num_done == self._steps:
             rates = {
@@ -191,6 +197,7 @@ class StageRun:
                 f"{group}/{name}": value for group, of in by_group.items() for name, value in of.items()
             }
             self.tracker.log(num_done, **rates, **groups)
+            self._track_lost_work(num_done)
         if metrics.validation:
             validation = {f"validation/{name}": value for name, value in metrics.validation.items()}
             self.tracker.log(num_done, **validation)
@@ -215,6 +222,9 @@ class StageRun:
         if self.engine.device.type == "cuda":
             found["gpu_peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
         return found
+
+    def _track_lost_work(self, step: int) -> None:
+        self.tracker.log(step, **self.work.record.metrics(self.engine.world_size))
 
     def _track_samples(self, num_steps: int) -> None:
         """Draw the fixed prompts with averaged weights and log the images."""
