@@ -19,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor, nn
 
 from model.cpu_kernels import eager_attention
-from model.losses import IGNORED
+from model.losses import token_counts
 from model.modeling import VargptForConditionalGeneration
 from training.checkpoints import store
 from training.checkpoints.state_trees import flatten_state, unflatten_state
@@ -67,13 +67,6 @@ class StageLoss(nn.Module):
         # No trainable parameter was used, as for text alone in stage 3. Gradients are zero, not missing, so
         # that all processes exchange the same ones.
         return joined + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
-
-
-def token_counts(batch: dict[str, Tensor], scales: tuple[int, ...]) -> Tensor:
-    """Target tokens of a batch: of text, then of each image scale, (1 + scales,)."""
-    num_text = (batch["labels"][:, 1:] != IGNORED).sum()
-    num_images = len(batch["generation_pixel_values"])
-    return torch.tensor([float(num_text), *(float(num_images * side * side) for side in scales)])
 
 
 @dataclass(frozen=True)
