@@ -47,10 +47,8 @@ class TextHead(nn.Linear):
 
 def with_text_head(linear: nn.Linear) -> TextHead:
     """The same weights in a TextHead."""
-    # On the meta device no random numbers are drawn, so that initial weights stay those of transformers.
     with torch.device("meta"):
         head = TextHead(linear.in_features, linear.out_features, bias=linear.bias is not None)
-    head.weight, head.bias = linear.weight, linear.bias
-    # transformers would draw them again where it initializes what this model is a part of.
-    head._is_hf_initialized = getattr(linear, "_is_hf_initialized", False)
+    # With the weights goes transformers' mark that they are initialized: it must not draw others.
+    head.__dict__.update(linear.__dict__)
     return head

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
-from model import fused_kernels, text_head
+from model import backbones, fused_kernels, text_head
 from model.backbones import LanguageModel
 from model.config import preset
 from model.modeling import VargptForConditionalGeneration
@@ -88,6 +88,17 @@ def test_the_head_draws_no_random_numbers_and_keeps_weights_and_names():
     assert torch.equal(number, torch.rand(1))
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert torch.equal(ours.lm_head.weight, theirs.lm_head.weight)
+
+
+def test_the_whole_model_starts_from_the_weights_that_it_had_without_this_head(monkeypatch):
+    torch.manual_seed(0)
+    ours = VargptForConditionalGeneration(CONFIG).state_dict()
+    monkeypatch.setattr(backbones, "with_text_head", lambda linear: linear)
+    torch.manual_seed(0)
+    plain = VargptForConditionalGeneration(CONFIG).state_dict()
+
+    assert list(ours) == list(plain)
+    assert all(torch.equal(weight, plain[name]) for name, weight in ours.items())
 
 
 @pytest.fixture(scope="module")

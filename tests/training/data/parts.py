@@ -23,7 +23,9 @@ TURNS = {
 
 @functools.cache
 def processor():
-    return VargptProcessor.for_config(CONFIG, build_text_tokenizer([f"Draw {WORDS}"], CONFIG))
+    return VargptProcessor.for_config(
+        CONFIG, build_text_tokenizer([f"Draw {WORDS}"], CONFIG), system_prompt=""
+    )
 
 
 def write_conversations(folder, kinds):
