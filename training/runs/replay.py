@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from model.errors import UserError
+from model.losses import token_counts
 from training.checkpoints import step_folders
 from training.checkpoints.fragments import Fragments
 from training.data.bad_records import BadRecordLog
@@ -16,7 +17,7 @@ from training.data.prepared_data import DataFolders, open_mixture
 from training.precision import training_device
 from training.registry.stage_folders import StageFolders
 from training.runs.recorded_run import RecordedRun, recorded_run
-from training.stages.stage_loss import StageLoss, mean_losses, on_device, token_counts
+from training.stages.stage_loss import StageLoss, mean_losses, on_device
 from training.stages.stage_table import freeze_for, stage_named
 from training.stages.trainer import WEIGHT
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from model.losses import IGNORED
+from model.losses import token_counts
 from model.modeling import TextLoss, VargptForConditionalGeneration
 from training.engines.engine import Engine
 from training.params import StageParams
@@ -35,13 +35,6 @@ class StageLoss(nn.Module):
         # No parameter that learns was used, as for text alone in stage 3. Gradients are zero, not missing, so
         # that all processes exchange the same ones.
         return joined + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
-
-
-def token_counts(batch: dict[str, Tensor], scales: tuple[int, ...]) -> Tensor:
-    """Target tokens of a batch: of text, then of each image scale, (1 + scales,)."""
-    num_text = (batch["labels"][:, 1:] != IGNORED).sum()
-    num_images = len(batch["codes"] if "codes" in batch else batch["generation_pixel_values"])
-    return torch.tensor([float(num_text), *(float(num_images * side * side) for side in scales)])
 
 
 def counted(

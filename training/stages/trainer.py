@@ -16,10 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from model.cpu_kernels import eager_attention
-<<<<<<< HEAD
-=======
-from model.losses import token_counts
->>>>>>> data
 from model.modeling import VargptForConditionalGeneration
 from training.checkpoints import step_folders
 from training.checkpoints.fragments import Fragments
@@ -44,63 +40,8 @@ from training.tracking.tracker import LOG_EVERY
 
 logger = logging.getLogger(__name__)
 
-<<<<<<< HEAD
 # Kinds of state in checkpoints: weights, and their average; others are the optimizer's.
 WEIGHT, AVERAGE = "weight", "average"
-=======
-# A peer that is gone is noticed after this long; it must exceed the time that a checkpoint takes.
-COLLECTIVE_TIMEOUT_SECONDS = 120
-
-
-def make_accelerator(precision: str) -> Accelerator:
-    """Accelerate's view of the processes that torchrun or an operator started; on GPUs if there are any."""
-    return Accelerator(
-        cpu=training_device().type == "cpu",
-        mixed_precision=precision,
-        kwargs_handlers=[
-            # A step without images leaves some projector without a gradient.
-            DistributedDataParallelKwargs(find_unused_parameters=True),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_SECONDS)),
-        ],
-    )
-
-
-class StageLoss(nn.Module):
-    """Cross-entropy of a batch in nats, summed over text tokens and over each image scale, (1 + scales,)."""
-
-    def __init__(self, model: VargptForConditionalGeneration, softness: float) -> None:
-        super().__init__()
-        self.model, self.softness = model, softness
-
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        sums = self.model.loss_sums(**batch, softness=self.softness)
-        joined = torch.cat([sums.text.reshape(1), sums.image_by_scale])
-        if joined.requires_grad:
-            return joined
-        # No trainable parameter was used, as for text alone in stage 3. Gradients are zero, not missing, so
-        # that all processes exchange the same ones.
-        return joined + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """Metrics of one training step over all processes.
-
-    Args:
-        step: Counted from 0.
-        losses: Mean cross-entropy in nats per token, of text, image and each image scale that there was.
-        gradient_norm: Before clipping.
-        num_tokens: Target tokens of text and images.
-        num_skipped: Steps of this run so far that were skipped, as their gradient was not finite.
-    """
-
-    step: int
-    learning_rate: float
-    losses: dict[str, float]
-    gradient_norm: float
-    num_tokens: int
-    num_skipped: int
->>>>>>> data
 
 
 class Trainer:
