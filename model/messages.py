@@ -78,9 +78,8 @@ def check_prompt(messages: Conversation) -> None:
 
 
 def _check_part(part: object, where: str) -> None:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind not in ("text", "image", "image_gen"):
-        shown = kind if isinstance(part, dict) else part
+    shown = part.get("type") if isinstance(part, dict) else part
+    if not isinstance(part, dict) or (kind := part.get("type")) not in ("text", "image", "image_gen"):
         raise UserError(f"{where}: unknown modality {shown!r}; known: text, image, image_gen")
     if kind == "text":
         _check_text(part.get("text"), where)

@@ -24,6 +24,7 @@ def write_params(folder: Path, **stage1: object) -> Path:
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["smoke"]["prepare"] = {
         "scenes": 40,
+        "scenes_drawn": 40,
         "understanding": 30,
         "drawing": 30,
         "text": 30,

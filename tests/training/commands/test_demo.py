@@ -132,7 +132,7 @@ def test_every_step_is_told_where_mlflow_is_but_not_in_its_arguments(tmp_path, m
     )
 
     with pytest.raises(ValueError, match="stopped at promote, which ended with exit code 3"):
-        Demo(tmp_path / "out", "Draw a red seven.", "http://ada:secret@mlflow:5000").play()
+        Demo(tmp_path / "out", "Draw a red seven.", "http://ada:secret@mlflow:5000").run()
     for command, options in steps:
         assert options["env"]["MLFLOW_TRACKING_URI"] == "http://ada:secret@mlflow:5000"
         assert "secret" not in " ".join(command)
