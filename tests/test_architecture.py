@@ -33,6 +33,7 @@ FLOORS = (
     {"digits", "optimization"},
     {"registry", "tiny"},
     {"stages", "backbones", "evaluation"},
+    {"planning"},
     {"launching"},
     {"commands"},
 )
