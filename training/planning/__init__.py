@@ -9,6 +9,8 @@ Files:
     tokenizer_parts.py     operations of the image tokenizer
     gradients.py           which of them learn in a stage, and where gradients flow
     flops.py               FLOPs by part and pass
+    activations.py         what is kept from the forward pass for the backward pass
+    memory.py              memory by part and kind under every engine, bytes of a checkpoint
 
 Door: none
 May import: stages, tiny
