@@ -32,8 +32,8 @@ FLOORS = (
     {"data"},
     {"digits", "optimization"},
     {"registry", "tiny"},
-    {"stages", "backbones", "evaluation"},
     {"planning"},
+    {"stages", "backbones", "evaluation"},
     {"launching"},
     {"commands"},
 )

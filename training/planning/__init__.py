@@ -11,7 +11,19 @@ Files:
     flops.py               FLOPs by part and pass
     activations.py         what is kept from the forward pass for the backward pass
     memory.py              memory by part and kind under every engine, bytes of a checkpoint
+    gpus.py                memory, speed and bandwidth of GPUs, with their sources
+    workload.py            how long samples are, and how many of them a micro-batch has
+    plan.py                all of this for one stage: time, bytes and cost
+    recipes.py             a plan with some of a recipe changed, as options ask for it
+    report.py              a plan as facts and as a table
+    dry_run.py             checks the configuration of a stage and plans it
+    capacity.py            the page docs/capacity.md
 
-Door: none
-May import: stages, tiny
+Door:
+    capacity: capacity_page
+    dry_run: dry_run
+    plan: Assumptions, Plan
+    recipes: Changes, plan_changed
+    report: facts, table
+May import: tiny
 """

@@ -7,5 +7,6 @@ Files:
 
 Door:
     run: run_stage
+    stage_table: STAGES, stage_named
 May import: registry, tiny, optimization, digits, data, tracking, checkpoints
 """
