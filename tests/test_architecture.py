@@ -33,6 +33,7 @@ FLOORS = (
     {"data"},
     {"digits", "optimization"},
     {"registry", "tiny", "engines"},
+    {"planning"},
     {"stages", "backbones", "evaluation"},
     {"launching", "cluster", "runs"},
     {"submission"},

@@ -21,12 +21,22 @@ from training.commands.options import (
     print_result,
 )
 
+DRY_RUN = "--dry-run"
+
 
 def train(
     context: typer.Context,
     stage: Annotated[str, typer.Argument(help="backbones, stage1, stage2, stage3 or joint")],
 ) -> None:
-    """Train one stage; `vargpt train --help` lists what it takes."""
+    """Train one stage; `vargpt train --help` lists what it takes.
+
+    With `--dry-run` it is only checked and planned, without a GPU.
+    """
+    if DRY_RUN in context.args:
+        from training.commands.plan import print_dry_run
+
+        print_dry_run(stage, [argument for argument in context.args if argument != DRY_RUN])
+        return
     command = [sys.executable, "-m", "training.launching", stage, *context.args]
     os.execv(command[0], command)
 

@@ -15,7 +15,7 @@ Files:
 Door:
     run: PARAMS_ARTIFACT, PROCESSES_TAG, run_stage
     stage_loss: StageLoss, mean_losses, on_device
-    stage_table: freeze_for, stage_named
+    stage_table: STAGES, freeze_for, stage_named
     trainer: WEIGHT
 May import: registry, engines, tiny, optimization, digits, data, tracking, checkpoints
 """
