@@ -30,6 +30,7 @@ DECIDES = {
 BOOKKEEPING = {
     "training.tracking",
     "training.registry",
+    "training.planning",
     "training.checkpoints",
     "training.params",
     "training.params_file",

@@ -7,6 +7,6 @@ itself; `options` are shared, `demo` and `doctor` do the work of the commands of
 A command is an entry point in pyproject.toml; `cli` finds it by name and imports it only when it is called.
 Exit codes: 0 done, 1 a check failed, 2 the user's mistake, 143 stopped after saving.
 
-May import: deployment, submission, runs, launching, planning, stages, backbones, evaluation, registry, digits,
-data, tracking, checkpoints
+May import: deployment, submission, runs, launching, planning, stages, backbones, evaluation, registry,
+digits, data, tracking, checkpoints
 """

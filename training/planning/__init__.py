@@ -22,6 +22,10 @@ Files:
 Door:
     capacity: capacity_page
     dry_run: dry_run
+    flops: count_flops
+    gpus: peak_flops
+    gradients: trace
+    operations: Unit
     plan: Assumptions, Plan
     recipes: Changes, plan_changed
     report: facts, table

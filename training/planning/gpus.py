@@ -66,3 +66,13 @@ def gpu_named(name: str) -> Gpu:
     if name not in GPUS:
         raise UserError(f"gpu must be one of {', '.join(GPUS)}, got {name!r}")
     return GPUS[name]
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bfloat16 FLOP/s of the GPU that CUDA calls so, such as "NVIDIA H100 80GB HBM3"; None when
+    unknown.
+    """
+    words = device_name.lower().replace(" ", "")
+    found = [gpu for name, gpu in GPUS.items() if name in words]
+    # "l40s" before "l4".
+    return max(found, key=lambda gpu: len(gpu.name)).flops if found else None

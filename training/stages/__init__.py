@@ -7,6 +7,7 @@ Files:
     blocks.py         transformer blocks: recomputed or compiled
     lora.py           low-rank adapters, through peft
     validation.py     losses of what is held out
+    throughput.py     speed, FLOP/s, MFU
     trainer.py        the training loop: micro-batches, gradient accumulation, checkpoints, stop
     checkpointing.py  every process saves its part of a step, while training goes on
     trained_model.py  the published model, from the model at the start and the last checkpoint
@@ -17,5 +18,5 @@ Door:
     stage_loss: StageLoss, mean_losses, on_device
     stage_table: STAGES, freeze_for, stage_named
     trainer: WEIGHT
-May import: registry, engines, tiny, optimization, digits, data, tracking, checkpoints
+May import: planning, registry, engines, tiny, optimization, digits, data, tracking, checkpoints
 """

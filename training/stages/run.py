@@ -24,6 +24,7 @@ from training.registry.stage_folders import StageFolders, tracked_params
 from training.run_context import RunContext
 from training.stages.stage_table import Stage, freeze_for, stage_named
 from training.stages.step_metrics import StepMetrics
+from training.stages.throughput import Throughput
 from training.stages.trainer import Trainer
 from training.stages.work_record import WorkRecorder
 from training.tracking.progress import ProgressLine, progress_line
@@ -117,6 +118,9 @@ class StageRun:
         )
         self.began, self.seconds_before, self.run_id = time.monotonic(), 0.0, ""
         self.num_spikes = 0
+        self.throughput = Throughput(
+            trainer.model.config, stage, trainer.params, self.engine.world_size, self.engine.device
+        )
         self.lineage = folders.lineage(params, context.commit, stage.starts_from)
 
     def train_and_publish(self) -> None:
@@ -191,7 +195,7 @@ class StageRun:
                 "tokens_per_step": metrics.num_tokens,
                 "skipped_steps": metrics.num_skipped,
             }
-            rates |= self._throughput(metrics)
+            rates |= self._speed(metrics)
             by_group = {"loss": metrics.losses, "gradient_norm_of": metrics.norm_by_part}
             groups = {
                 f"{group}/{name}": value for group, of in by_group.items() for name, value in of.items()
@@ -207,15 +211,10 @@ class StageRun:
         if params.image_weight and num_done % params.checkpoint_every == 0:
             self._track_samples(num_done)
 
-    def _throughput(self, metrics: StepMetrics) -> dict[str, float]:
+    def _speed(self, metrics: StepMetrics) -> dict[str, float]:
         """Of the last step, over all processes; memory and checkpoints of the main one."""
-        seconds, checkpoints = max(metrics.seconds, 1e-9), self.trainer.checkpoints
-        found = {
-            "samples_per_second": self.trainer.params.batch / seconds,
-            "positions_per_second": metrics.num_positions / seconds,
-            "drawings_per_second": metrics.num_drawings / seconds,
-            "step_seconds": metrics.seconds,
-            "data_seconds": metrics.data_seconds,
+        checkpoints = self.trainer.checkpoints
+        found = self.throughput.metrics(metrics) | {
             "checkpoint_stall_seconds": checkpoints.stall_seconds,
             "checkpoint_write_seconds": checkpoints.write_seconds,
         }

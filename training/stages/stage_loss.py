@@ -1,6 +1,7 @@
 """The loss of a micro-batch, and what a step reports of it."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,17 +38,44 @@ class StageLoss(nn.Module):
         return joined + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
 
 
-def counted(
-    engine: Engine, batches: Sequence[dict[str, Tensor]], scales: tuple[int, ...]
-) -> tuple[Tensor, int, int]:
-    """Target tokens of all processes, as `token_counts` has them; positions without padding; drawn images."""
-    targets = sum(token_counts(batch, scales) for batch in batches)
-    # A packed row has no mask, as it has no padding.
-    masks = (batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches)
-    positions = float(sum(mask.sum() for mask in masks))
-    *counts, num_positions = engine.total(torch.cat([targets, torch.tensor([positions])]))
+class Counted(NamedTuple):
+    """What the batches of a step hold, over all processes.
+
+    Args:
+        targets: Target tokens of text, then of each image scale, (1 + K,).
+        positions: Of the language model, without padding; squares are those of each sample's number of them.
+    """
+
+    targets: Tensor
+    positions: float
+    squares: float
+    pictures: float
+    drawings: float
+
+
+def counted(engine: Engine, batches: Sequence[dict[str, Tensor]], scales: tuple[int, ...]) -> Counted:
+    """Count together with all other processes."""
+    rows = []
+    for batch in batches:
+        lengths = _lengths(batch)
+        others = [lengths.sum(), lengths.square().sum(), len(batch["pixel_values"])]
+        rows.append(
+            torch.cat([token_counts(batch, scales), torch.tensor([float(count) for count in others])])
+        )
+    *targets, positions, squares, pictures = engine.total(torch.stack(rows).double().sum(0))
     # The first scale of an image has one token.
-    return torch.stack(counts), int(num_positions), int(counts[1])
+    return Counted(
+        torch.stack(targets).float(), float(positions), float(squares), float(pictures), float(targets[1])
+    )
+
+
+def _lengths(batch: dict[str, Tensor]) -> Tensor:
+    """Positions of each sample, in any order."""
+    if "attention_mask" in batch:
+        return batch["attention_mask"].sum(dim=1)
+    # A packed row: positions start anew with every sample.
+    starts = (batch["position_ids"][0] == 0).nonzero()[:, 0]
+    return torch.diff(starts, append=starts.new_tensor([batch["position_ids"].shape[1]]))
 
 
 def on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, field
 
+from training.stages.stage_loss import Counted
+
 # A loss is a spike above the mean of the last WINDOW ones by so many of their standard deviations.
 SPIKE_DEVIATIONS = 6.0
 WINDOW = 100
@@ -23,7 +25,7 @@ class StepMetrics:
         num_skipped: Steps of this run so far that were skipped, as their gradient was not finite.
         norm_by_part: Gradient norm of each part of the model that learns, at steps where it is measured.
         seconds, data_seconds: Of the whole step on this process, and of waiting for its samples in it.
-        num_positions, num_drawings: Positions of the language model, without padding, and drawn images.
+        count: What its batches held.
         validation: Mean losses of what is held out, at steps where they are measured.
         is_spike: Whether a loss is far above those of the steps before.
     """
@@ -37,8 +39,7 @@ class StepMetrics:
     norm_by_part: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     data_seconds: float = 0.0
-    num_positions: int = 0
-    num_drawings: int = 0
+    count: Counted | None = None
     validation: dict[str, float] = field(default_factory=dict)
     is_spike: bool = False
 

@@ -178,7 +178,8 @@ class Trainer:
         torch.manual_seed((self.seed * 1_000_003 + step) * engine.world_size + engine.rank)
         batches = self.loader.micro_batches(step, engine.rank, engine.world_size)
         data_seconds = time.monotonic() - began
-        counts, num_positions, num_drawings = counted(engine, batches, self.model.config.scales)
+        count = counted(engine, batches, self.model.config.scales)
+        counts = count.targets
         if not self._weighted_count(counts):
             # Without target tokens, momentum and weight decay alone must not move weights.
             return StepMetrics(step, rate, {}, 0.0, 0, self.skipper.num_skipped)
@@ -199,8 +200,7 @@ class Trainer:
             norm_by_part=norms.by_part,
             seconds=time.monotonic() - began,
             data_seconds=data_seconds,
-            num_positions=num_positions,
-            num_drawings=num_drawings,
+            count=count,
             validation=self._validation.losses() if every and (step + 1) % every == 0 else {},
             is_spike=self._is_spike(step, float(self._weighted_loss(sums, counts))),
         )

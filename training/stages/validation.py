@@ -30,8 +30,8 @@ class Validation:
             return {}
         with torch.no_grad(), _without_dropout(self.model):
             sums = sum(engine.forward(on_device(batch, engine.device)) for batch in self._batches)
-        counts, _, _ = counted(engine, self._batches, self.model.config.scales)
-        return mean_losses(engine.total(sums), counts)
+        count = counted(engine, self._batches, self.model.config.scales)
+        return mean_losses(engine.total(sums), count.targets)
 
 
 @contextlib.contextmanager

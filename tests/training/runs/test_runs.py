@@ -13,7 +13,7 @@ from training.registry.stage_folders import StageFolders
 from training.runs.replay import replay
 from training.runs.rerun import rerun
 
-SHORT = {"steps": 4, "batch": 4, "lr": 2e-3, "warmup": 2, "checkpoint_every": 2, "muon_lr": 0.0}
+SHORT = {"steps": 5, "batch": 4, "lr": 2e-3, "warmup": 2, "checkpoint_every": 2, "muon_lr": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,23 @@ def test_a_run_repeated_from_its_record_publishes_the_same_bytes(trained):
 
 
 @pytest.mark.slow
+def test_a_run_tells_speed_norms_and_times_of_every_part_that_learns(trained):
+    _, uri, run = trained
+    told = MlflowClient(uri).get_run(run).data.metrics
+    parts = {"generation_input_projector", "generation_output_projector", "visual_decoder"}
+    assert {f"gradient_norm_of/{part}" for part in parts} <= told.keys()
+    squares = sum(told[f"gradient_norm_of/{part}"] ** 2 for part in parts)
+    assert squares == pytest.approx(told["gradient_norm"] ** 2, rel=1e-4)
+    assert 0 < told["data_seconds"] < told["step_seconds"]
+    flops = {name: value for name, value in told.items() if name.startswith("teraflops/")}
+    assert (
+        flops.pop("teraflops/all") == pytest.approx(sum(flops.values()))
+        and "teraflops/language_model" in flops
+    )
+    assert {"samples_per_second", "positions_per_second", "drawings_per_second"} <= told.keys()
+
+
+@pytest.mark.slow
 def test_the_samples_of_a_step_are_told_with_their_losses(trained):
     folder, uri, run = trained
     found = replay(run, 0, uri, folders_of(folder))
@@ -57,8 +74,8 @@ def test_the_samples_of_a_step_are_told_with_their_losses(trained):
     for losses in found.losses.values():
         # Untrained: near the logarithm of the number of codes, as the run's own were.
         assert abs(losses["image"] - first.value) < 0.1 * math.log(256)
-    with pytest.raises(UserError, match="step must be 0 to 3, got 4"):
-        replay(run, 4, uri, folders_of(folder))
+    with pytest.raises(UserError, match="step must be 0 to 4, got 5"):
+        replay(run, 5, uri, folders_of(folder))
 
 
 @pytest.mark.slow
