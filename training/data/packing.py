@@ -1,4 +1,4 @@
-"""Which samples share a row: best fit, longest first, which fills rows of LLaVA's lengths to 99 %."""
+"""Which samples share a row: longest first, each into the fullest row where it fits."""
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
