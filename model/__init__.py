@@ -9,7 +9,8 @@
     generation/          replies: text and images for many requests at once
     processing.py        conversations (messages.py, text_tokenizer.py) and images (transforms.py) <-> tensors
     config.py            sizes of every part, presets; scales.py has the layout of the tokens of an image
-    checkpoint.py        a model as a folder, with hashes (manifest.py); published.py reads released weights
+    checkpoint.py        a model as a folder, with hashes (manifest.py); weight_files.py: its single tensors
+    published.py         names of released weights, and ours
     attention.py         chooses an attention kernel; cpu_kernels.py has faster ones for bfloat16 on a CPU
 
 A conversation becomes token ids in which every position of an image has a token. `Vargpt.embed` puts words,

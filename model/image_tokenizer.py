@@ -41,7 +41,7 @@ class ImageTokenizer(nn.Module):
         size = self.config.image_size
         if pixels_B3HW.shape[1:] != (3, size, size):
             raise UserError(f"images must be (3, {size}, {size}), got {tuple(pixels_B3HW.shape[1:])}")
-        return self.to_latent(self.encoder(pixels_B3HW))
+        return self.to_latent(self.encoder(pixels_B3HW.to(self.to_latent.weight.dtype)))
 
     def encode(self, pixels_B3HW: Tensor) -> list[Tensor]:
         """Codes of every scale, coarse to fine, each (B, N). UserError for images of another size."""
