@@ -6,6 +6,7 @@ import shutil
 import time
 
 from training.backbones.build import make_backbones
+from training.backbones.import_run import is_imported, run_import
 from training.errors import Stopped
 from training.params import BackboneParams, Params
 from training.registry.stage_folders import StageFolders, tracked_params
@@ -19,10 +20,15 @@ logger = logging.getLogger(__name__)
 def run_backbones(params: Params, folders: StageFolders, context: RunContext) -> None:
     """Train all backbones and publish the model; resumes from the newest checkpoints of the same training.
 
+    Where params.yaml names published weights, they are imported instead.
+
     Raises:
         UserError: data or parameters are wrong.
         Stopped: `context.should_stop` returned True, and everything so far is saved.
     """
+    if is_imported(params.weights):
+        run_import(params, folders, context)
+        return
     lineage = folders.lineage(params, context.commit)
     tracker = open_tracker(context.tracking_uri, EXPERIMENT, context.spool, is_rank_zero=True)
     began = time.monotonic()

@@ -8,10 +8,10 @@
 `promotion_lock` lets only one do so at a time.
 
 Door:
-    stage_folders: StageFolders, tracked_params
+    stage_folders: StageFolders, point_to_import, tracked_params
     data_pointer: data_md5, data_path, md5_on_disk
     git_history: git_facts, user_name
-    lineage: config_sha256, imported_lineage, read_lineage, write_lineage
+    lineage: config_sha256, hashes_of_sources, imported_lineage, read_lineage, write_lineage
     trace: ChainLink, HashCheck, trace_lineage
     shared_model: SHARED, final_model, share
     evaluation_subject: SUBJECT, EvaluationSubject

@@ -17,6 +17,7 @@ from training.registry.data_pointer import data_md5
 from training.registry.git_history import git_facts
 from training.registry.lineage import Lineage, config_sha256, write_lineage
 
+OUTPUTS = "outputs"
 IDENTITY_LENGTH = 12
 # Parameters that may change between two starts of one training, as after running out of memory.
 NOT_DECIDING = frozenset({"micro_batch", "checkpoint_every", "max_skipped"})
@@ -122,6 +123,16 @@ class StageFolders:
     def start_sha256(self, stage: str) -> str:
         """The hash of the weights that a stage starts from."""
         return manifest_sha256(self.outputs / stage / "model")
+
+
+def point_to_import(model_dir: Path, weights: str, seconds: float) -> Path | None:
+    """Point to an import as to a stage's model, where it lies as one: outputs/STAGE/model; the pointer."""
+    outputs = model_dir.parent.parent
+    if model_dir.name != "model" or outputs.name != OUTPUTS:
+        return None
+    folders = StageFolders(model_dir.parent.name, outputs, outputs, outputs)
+    folders.point(weights, "", seconds)
+    return folders.pointer_path(folders.stage)
 
 
 def _deciding(config: dict[str, Any], stage: str) -> dict[str, Any]:
