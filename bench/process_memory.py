@@ -1,4 +1,4 @@
-"""Memory of running processes and room on disk, as Linux counts them."""
+"""Memory and work of running processes, and room on disk, as Linux counts them."""
 
 import os
 import threading
@@ -23,6 +23,13 @@ def disk_bytes(folder: Path) -> int:
             stat = os.lstat(os.path.join(parent, name))
             found[stat.st_dev, stat.st_ino] = stat.st_blocks * BLOCK
     return sum(found.values())
+
+
+def cpu_seconds(pid: int) -> float:
+    """Time that a process and all below it have worked so far, all threads together."""
+    process = psutil.Process(pid)
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
 
 
 class MemoryWatch:

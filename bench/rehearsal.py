@@ -2,8 +2,8 @@
 
 Writes a checkpoint of the published layout with random bfloat16 weights, imports it, compares it with its
 source, registers and packages it, serves it on the CPU, and asks for text and for a picture over HTTP. Of
-each step it measures seconds, peak memory and bytes on disk. At 7b it takes 40 GB of disk; `--layers 2` is a
-short trial.
+each step it measures seconds, work of the processor, peak memory and bytes on disk. At 7b it takes 40 GB of
+disk; `--layers 2` is a short trial.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from bench.process_memory import MemoryWatch, disk_bytes
+from bench.process_memory import MemoryWatch, cpu_seconds, disk_bytes
 from bench.rehearsal_folder import STEPS, Rehearsal
 from serving.client import Server, chat
 
@@ -97,17 +97,18 @@ def serve(rehearsal: Rehearsal, options: argparse.Namespace, measurements: Measu
     """Serve the bento that was packaged, and ask."""
     os.environ.update(rehearsal.environment | SERVING)
     server = Server(measurements.found["package"]["bento_tag"], ready_seconds=HOURS)
-    with measurements.step("start service", lambda: server.process.pid):
+    with measurements.step("start service", lambda: server.process.pid) as facts:
         server.__enter__()
+        facts["cpu_seconds"] = round(cpu_seconds(server.process.pid), 1)
     try:
-        with measurements.step("answer with text", lambda: server.process.pid) as facts:
+        with _answering(measurements, "answer with text", server.process.pid) as facts:
             answer = chat(
                 server.url, QUESTION, timeout=HOURS, max_tokens=options.max_tokens, modalities=["text"]
             )
             facts |= {"usage": answer.body["usage"], "model_version": answer.model_version}
         if options.no_picture:
             return
-        with measurements.step("draw a picture", lambda: server.process.pid) as facts:
+        with _answering(measurements, "draw a picture", server.process.pid) as facts:
             body: dict[str, Any] = {"prompt": PROMPT, "seed": 0}
             if options.no_guidance:
                 body["image"] = {"guidance_mode": "none"}
@@ -115,6 +116,14 @@ def serve(rehearsal: Rehearsal, options: argparse.Namespace, measurements: Measu
             facts["picture_bytes"] = len(response.raise_for_status().json()["data"][0]["b64_json"]) * 3 // 4
     finally:
         server.__exit__()
+
+
+@contextmanager
+def _answering(measurements: Measurements, name: str, pid: int) -> Iterator[dict[str, Any]]:
+    before = cpu_seconds(pid)
+    with measurements.step(name, lambda: pid) as facts:
+        yield facts
+        facts["cpu_seconds"] = round(cpu_seconds(pid) - before, 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,6 +5,7 @@ FOLDER`.
 import json
 import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,8 @@ def main() -> None:
     name, folder, *layers = sys.argv[1:]
     facts = FUNCTIONS[name](Rehearsal(Path(folder), int(layers[0]) if layers else None))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBIBYTE
-    sys.stdout.write(json.dumps(facts | {"ru_maxrss_bytes": peak}) + "\n")
+    usage = {"ru_maxrss_bytes": peak, "cpu_seconds": round(time.process_time(), 1)}
+    sys.stdout.write(json.dumps(facts | usage) + "\n")
 
 
 if __name__ == "__main__":
