@@ -17,7 +17,7 @@ export BENTOML_DO_NOT_TRACK := True
 export BENTOML_HOME ?= $(CURDIR)/outputs/bentoml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo joint test smoke test-cluster lint schema manifests lock shell
+.PHONY: help env demo cluster-demo joint test smoke test-cluster lint schema manifests lock shell
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -37,6 +37,9 @@ $(BIN)/uv: requirements/uv.txt
 
 demo: env  ## run everything once: data, training, evaluation, registry, package, one answered request
 	$(BIN)/vargpt demo
+
+cluster-demo: env  ## the same on a cluster: images, platform, pipeline as jobs, the deployed champion's answer
+	CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) PYTHON=$(CURDIR)/$(BIN)/python k8s/cluster-demo.sh
 
 joint: env  ## train the optional stage that learns decoder, projectors and language model together
 	$(BIN)/python -m training.launching joint

@@ -120,8 +120,10 @@ def _configuration() -> tuple[Any, str]:
             place = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
             with open(place, encoding="utf-8") as file:
                 return configuration, file.read().strip()
-        config.load_kube_config(client_configuration=configuration)
-        context = config.list_kube_config_contexts()[1]["context"]
+        # The client reads the variable once, when it is imported.
+        file_name = os.environ.get("KUBECONFIG")
+        config.load_kube_config(file_name, client_configuration=configuration)
+        context = config.list_kube_config_contexts(file_name)[1]["context"]
     except (config.ConfigException, OSError) as error:
         raise UserError(f"no cluster is configured: {error}; set KUBECONFIG") from None
     return configuration, context.get("namespace", "vargpt")
