@@ -1,4 +1,4 @@
-"""The pipeline as jobs of a real cluster: `dvc repro` submits, attaches, survives outages, and fetches its results.
+"""The pipeline as jobs of a real cluster: `dvc repro` submits, attaches, survives outages, fetches results.
 
 In a namespace of its own with the least that a job needs; what k8s/platform adds is tested elsewhere.
 """
