@@ -18,7 +18,7 @@ from training.registry.lineage import config_sha256
 PIPELINE, DATA_POINTER = "dvc.yaml", "data.dvc"
 PARAMS_JSON, CODE_JSON = "artifacts/params.json", "artifacts/code.json"
 NAME_LENGTH = 10
-# What follows the pipeline and is no stage of dvc.yaml; on one machine, `vargpt promote` and `vargpt package`.
+# It follows the pipeline and is no stage of dvc.yaml; on one machine: `vargpt promote`, `vargpt package`.
 RELEASE = "release"
 RELEASE_STAGE = {
     "params": [
