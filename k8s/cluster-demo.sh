@@ -21,12 +21,15 @@ if [ -n "${CLUSTER_SCRIPT:-}" ]; then
   export KUBECONFIG="$("$CLUSTER_SCRIPT" up | sed -n 's/.*KUBECONFIG=//p' | tail -1)"
   PATH=$(dirname "$KUBECONFIG")/bin:$PATH
   down="$CLUSTER_SCRIPT down"
-  build() { "$CLUSTER_SCRIPT" build "$1" "$root" "$@"; }
+  build() { tag=$1; shift; "$CLUSTER_SCRIPT" build "$tag" "$root" "$@"; }
+  # Without a registry, the object store's image comes from a file, under a name of its own.
+  "$CLUSTER_SCRIPT" load "$(dirname "$KUBECONFIG")/bin/addons/s3/image.tar"
+  gateway=kube.local/versitygw:v1.8.0
 elif command -v kind >/dev/null; then
   kind get clusters | grep -qx vargpt || kind create cluster --name vargpt
   kubectl apply --server-side -k "github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.4"
   down="kind delete cluster --name vargpt"
-  build() { shift; docker build "$@" "$root"; }
+  build() { tag=$1; shift; docker build --tag "$tag" "$@" "$root"; }
   load() { kind load docker-image "$1" --name vargpt; }
 else
   : "${KUBECONFIG:?neither CLUSTER_SCRIPT, nor kind, nor KUBECONFIG: there is no cluster to use}"
@@ -41,13 +44,14 @@ for pair in training:Dockerfile packaging:Dockerfile serving:Dockerfile mlflow:m
   tag=$(image "vargpt-$name")
   set -- "$tag" --file "$file" --build-arg GIT_COMMIT="$commit" --build-arg TORCH=cpu
   [ "${file##*/}" = Dockerfile ] && set -- "$@" --target "$name"
-  [ -n "${CLUSTER_SCRIPT:-}" ] && set -- "$@" --build-arg BASE=localhost/python:3.11 || set -- "$@" --tag "$tag"
-  (shift; build "$tag" "$@")
+  [ -n "${CLUSTER_SCRIPT:-}" ] && set -- "$@" --build-arg BASE=localhost/python:3.11
+  build "$@"
   load "$tag"
 done
 
 say "the platform"
-kubectl apply -k "$root/k8s/overlays/tiny"
+kubectl kustomize "$root/k8s/overlays/tiny" | sed "s#$(image versitygw)#${gateway:-$(image versitygw)}#" |
+  kubectl apply -f -
 kubectl -n vargpt rollout status deployment/mlflow --timeout 600s
 
 say "the pipeline: data, backbones, three stages, evaluation"
