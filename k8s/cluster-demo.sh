@@ -56,7 +56,9 @@ kubectl -n vargpt rollout status deployment/mlflow --timeout 600s
 
 say "the pipeline: data, backbones, three stages, evaluation"
 mkdir -p "$work"
-git -C "$root" archive HEAD | tar -x -C "$work"
+# What is not committed counts, too: it is in the images.
+tree=$(git -C "$root" stash create)
+git -C "$root" archive "${tree:-HEAD}" | tar -x -C "$work"
 cd "$work"
 [ -d .git ] || { git init -q && git add -A && git -c user.name=demo -c user.email=demo@localhost commit -qm demo; }
 sed -i "s/^launcher: .*/launcher: kubernetes/; s/^size: .*/size: $size/" params.yaml
