@@ -1,5 +1,6 @@
 """The Kubernetes API server, asked with patience: an outage of minutes costs two lines of log."""
 
+import json
 import logging
 import os
 import time
@@ -101,8 +102,6 @@ def is_conflict(error: Exception) -> bool:
 
 def refusal(error: Exception) -> str:
     """What the API server says, as one sentence."""
-    import json
-
     try:
         return str(json.loads(getattr(error, "body", "") or "")["message"])
     except (ValueError, KeyError, TypeError):

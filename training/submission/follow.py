@@ -4,7 +4,6 @@ The SDK's own wait gives up at the first question that is not answered, and watc
 nothing here is lost when it is away.
 """
 
-import logging
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -16,8 +15,6 @@ from training.submission.api import REQUEST_SECONDS
 from training.submission.jobs import FAILED, SUCCEEDED, SUSPENDED, JobKind, Jobs, JobState, state_of
 from training.submission.log_lines import LogReader
 from training.submission.pod_reasons import event_reason, exit_codes, waiting_reason
-
-logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
 # Logs of so many pods are shown; of more, those of the first ones.
