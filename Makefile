@@ -49,11 +49,11 @@ test: env  ## run the tests (smoke and test-cluster come on top)
 smoke: env  ## test the whole pipeline at its smallest size (minutes)
 	$(BIN)/python -m pytest -m pipeline tests/test_pipeline_smoke.py
 
-# A script that brings a cluster up and takes it down, or KUBECONFIG; see tests/k8s/test_cluster.py.
+# A script that brings a cluster up and takes it down, or KUBECONFIG; see tests/k8s/conftest.py.
 CLUSTER_SCRIPT ?= $(wildcard ../shared/kube/cluster.sh)
 
 test-cluster: env  ## test training as jobs on a real cluster (skipped without one, fails if CLUSTER=required)
-	CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -rs tests/k8s/test_cluster.py
+	CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -rs tests/k8s
 
 lint: env  ## check style with ruff, names and signatures with mypy
 	$(BIN)/ruff check .
