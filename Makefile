@@ -17,7 +17,7 @@ export BENTOML_DO_NOT_TRACK := True
 export BENTOML_HOME ?= $(CURDIR)/outputs/bentoml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo joint test smoke test-cluster lint schema manifests lock shell
+.PHONY: help env demo joint test smoke test-cluster lint schema manifests images lock shell
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -65,6 +65,23 @@ schema: env  ## write the JSON schema of params.yaml, for editors
 
 manifests: env  ## render k8s/ from params.yaml and k8s/images/kustomization.yaml
 	$(BIN)/python -m training.cluster
+
+# Names are those of k8s/images/kustomization.yaml: make images BUILD="podman build" TORCH=cpu REGISTRY=registry.example/vargpt
+BUILD ?= docker build
+REGISTRY ?= localhost
+IMAGE_TAG ?= 0.1.0
+LOCK_SHA256 = $(firstword $(shell cat requirements/*-$(TORCH).txt requirements/mlflow.txt | sha256sum))
+ABOUT = --build-arg GIT_COMMIT=$(shell git rev-parse HEAD) --build-arg LOCK_SHA256=$(LOCK_SHA256) \
+	--build-arg GIT_DIRTY=$(if $(shell git status --porcelain -- model training serving),true,false)
+
+images:  ## build the container images (TORCH=cpu or cuda, REGISTRY=...)
+	for image in training packaging serving; do \
+	  $(BUILD) --file k8s/images/Dockerfile --target $$image --build-arg TORCH=$(TORCH) $(ABOUT) \
+	    --tag $(REGISTRY)/vargpt-$$image:$(IMAGE_TAG) . || exit; \
+	done
+	for image in mlflow postgres; do \
+	  $(BUILD) --file k8s/images/$$image.Dockerfile $(ABOUT) --tag $(REGISTRY)/vargpt-$$image:$(IMAGE_TAG) . || exit; \
+	done
 
 lock: $(BIN)/uv  ## resolve pyproject.toml and write requirements/*.txt (UPGRADE="--upgrade-package mlflow")
 	CPU_TORCH="$(CPU_TORCH)" requirements/lock.sh $(UPGRADE)
