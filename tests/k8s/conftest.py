@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.k8s.cluster import Cluster, build, give_up, load_gateway
+from tests.k8s.cluster import TINY, Cluster, build, give_up, load_gateway
 
 
 @pytest.fixture(scope="session")
@@ -43,11 +43,14 @@ def running_cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def bare_cluster(running_cluster: Cluster) -> Cluster:
-    """A cluster with the images and without our namespace."""
+def platform(running_cluster: Cluster) -> Cluster:
+    """A cluster with the platform in small, freshly made: accounts, database, object store, tracking server."""
     if running_cluster.script:
-        for name in ("postgres", "mlflow", "training"):
+        for name in ("postgres", "mlflow"):
             build(running_cluster.script, name)
         load_gateway(running_cluster)
         running_cluster.run("delete", "namespace", "vargpt", "--ignore-not-found")
+    running_cluster.apply_overlay(TINY)
+    running_cluster.run("rollout", "status", "deployment/mlflow", "--timeout", "300s")
+    running_cluster.run("wait", "--for=condition=Complete", "job/mlflow-accounts", "--timeout", "200s")
     return running_cluster

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.k8s.cluster import ROOT, TINY, Cluster, head
+from tests.k8s.cluster import ROOT, TINY, Cluster, build, head
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -50,16 +50,15 @@ def desk() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def cluster(bare_cluster: Cluster) -> Cluster:
+def cluster(platform: Cluster) -> Cluster:
     """A cluster with the platform, and with data and backbones on the volume."""
-    bare_cluster.apply_overlay(TINY)
-    bare_cluster.apply(desk())
-    bare_cluster.run("apply", "--filename", str(TINY / "backbones.yaml"))
-    bare_cluster.run("rollout", "status", "deployment/mlflow", "--timeout", "300s")
-    bare_cluster.run("wait", "--for=condition=Complete", "job/mlflow-accounts", "--timeout", "200s")
-    bare_cluster.run("wait", "--for=condition=Ready", "pod/desk", "--timeout", "60s")
-    bare_cluster.run("wait", "--for=condition=Complete", "job/backbones", "--timeout", "400s")
-    return bare_cluster
+    if platform.script:
+        build(platform.script, "training")
+    platform.apply(desk())
+    platform.run("apply", "--filename", str(TINY / "backbones.yaml"))
+    platform.run("wait", "--for=condition=Ready", "pod/desk", "--timeout", "60s")
+    platform.run("wait", "--for=condition=Complete", "job/backbones", "--timeout", "400s")
+    return platform
 
 
 @pytest.fixture(scope="session")
