@@ -44,7 +44,7 @@ def running_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def platform(running_cluster: Cluster) -> Cluster:
-    """A cluster with the platform in small, freshly made: accounts, database, object store, tracking server."""
+    """A cluster with the platform in small, freshly made: accounts, database, object store and MLflow."""
     if running_cluster.script:
         for name in ("postgres", "mlflow"):
             build(running_cluster.script, name)

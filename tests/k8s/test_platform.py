@@ -1,4 +1,4 @@
-"""What the platform grants and refuses, on a real cluster: accounts of the tracking server, and the network."""
+"""What the platform grants and refuses, on a real cluster: MLflow's accounts, and the network."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -134,7 +134,7 @@ def test_nobody_without_an_account_reads_anything(trainer):
 
 @pytest.fixture(scope="module")
 def stranger(platform: Cluster) -> Iterator[Cluster]:
-    """A pod in another namespace, and a pod with the service's labels and a registered lineage beside ours."""
+    """A pod in another namespace; in ours, one with the labels of the service and a registered lineage."""
     found = Cluster(platform.kubeconfig, platform.script, "stranger")
     found.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "stranger"}})
     found.apply(desk("stranger", "stranger", {}, None))
