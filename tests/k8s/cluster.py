@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -113,6 +114,14 @@ class Cluster:
         """What the tracking server says to a pod that calls it by name, under the trainers' account."""
         text = [json.dumps(body)] if body else []
         return json.loads(self.on_volume("python", "-c", ASK_MLFLOW, method, *text))
+
+
+def eventually(is_so: Callable[[], bool], seconds: float = 120) -> None:
+    """Waits until it is so."""
+    until = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < until, "it never became so"
+        time.sleep(1)
 
 
 def head() -> str:

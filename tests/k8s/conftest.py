@@ -52,5 +52,6 @@ def platform(running_cluster: Cluster) -> Cluster:
         running_cluster.run("delete", "namespace", "vargpt", "--ignore-not-found")
     running_cluster.apply_overlay(TINY)
     running_cluster.run("rollout", "status", "deployment/mlflow", "--timeout", "300s")
-    running_cluster.run("wait", "--for=condition=Complete", "job/mlflow-accounts", "--timeout", "200s")
+    jobs = ("job/mlflow-migrate", "job/mlflow-accounts")
+    running_cluster.run("wait", "--for=condition=Complete", *jobs, "--timeout", "200s")
     return running_cluster

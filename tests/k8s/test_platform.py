@@ -1,12 +1,13 @@
 """What the platform grants and refuses, on a real cluster: MLflow's accounts, and the network."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.k8s.cluster import IMAGES, K8S, Cluster
+from tests.k8s.cluster import IMAGES, K8S, Cluster, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -146,7 +147,9 @@ def stranger(platform: Cluster) -> Iterator[Cluster]:
         "vargpt.io/version": "1",
         "vargpt.io/weights": "0123456789ab",
     }
-    platform.apply(desk("answers", "vargpt", labels, None))
+    pod = json.dumps(desk("answers", "vargpt", labels, None)).encode()
+    # The policy learns of the list a moment later.
+    eventually(lambda: not platform.call("apply", "--filename", "-", data=pod).returncode)
     platform.run("wait", "--for=condition=Ready", "pod/answers", "--timeout", "120s")
     found.run("wait", "--for=condition=Ready", "pod/stranger", "--timeout", "120s")
     yield found

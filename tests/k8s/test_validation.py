@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s.cluster import K8S, ROOT, Cluster, give_up
+from tests.k8s.cluster import K8S, ROOT, Cluster, eventually, give_up
 
 pytestmark = pytest.mark.cluster
 
@@ -51,14 +51,6 @@ def api(running_cluster: Cluster) -> Cluster:
     runtime = K8S / "overlays" / "trainjob" / "runtime.yaml"
     eventually(lambda: not running_cluster.call("apply", "--filename", str(runtime)).returncode)
     return running_cluster
-
-
-def eventually(is_so: Any, seconds: float = 120) -> None:
-    """Waits until it is so."""
-    until = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < until, "it never became so"
-        time.sleep(1)
 
 
 def answer(api: Cluster, item: dict[str, Any]) -> subprocess.CompletedProcess[bytes]:
