@@ -13,7 +13,6 @@ from bench import gpu, latency
 from bench.requests import random_model, text_requests, without_end_token
 from bench.timing import milliseconds
 from model.generation.generate import generate
-from training.stages.stage_table import STAGES
 
 ROOT = Path(__file__).parents[1]
 

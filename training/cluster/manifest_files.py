@@ -20,6 +20,18 @@ HEADER = """\
 # training/cluster: change those, not this file.
 """
 WIDTH = 110
+# Said above the first line that begins so, for people who read the manifest.
+COMMENTS = {
+    "nprocPerNode:": "The operator's own choice would be one process for each core.",
+    "elasticPolicy:": "Without a master there is no init container, which the namespace would refuse.",
+    "runPolicy:": "The job has succeeded when one worker has; none may keep its GPUs after that.",
+    "restartPolicy: ExitCode": "What exit codes mean, and when to give up, is training/launching's business.",
+    "terminationGracePeriodSeconds:": "Time to finish a step and save.",
+    "- {name: NCCL_DEBUG": "Of a collective that hangs, each process writes which ones it took part in.",
+    "- {name: shm, mountPath": "Processes and loaders of a node exchange tensors here.",
+    "podFailurePolicy:": "A mistake or a closed gate is final; a node that goes is not counted.",
+    "publishNotReadyAddresses:": "Workers meet before they are ready.",
+}
 
 
 def rendered_files(root: Path) -> dict[Path, str]:
@@ -86,10 +98,11 @@ def _stages(
 ) -> dict[Path, tuple[str, list[dict[str, Any]]]]:
     """The three stages, each in a file of its own."""
     kind = "TrainJob" if options.api == "trainjob" else "PyTorchJob"
-    workers = f"{params.cluster.nodes} workers of {max(params.cluster.gpus, 1)} processes"
+    each = f"{params.cluster.gpus} GPUs each" if params.cluster.gpus else "one CPU process each"
+    workers = f"{params.cluster.nodes} workers with {each}"
     return {
         folder / f"{stage}.yaml": (
-            f"{stage.capitalize()} as a {kind}, {workers}, size {options.size or params.size}.",
+            f"{stage.replace('stage', 'Stage ')} as a {kind}: {workers}, size {options.size or params.size}.",
             [render_job(stage, params, options)],
         )
         for stage in STAGES
@@ -101,6 +114,12 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
+        node = super().represent_mapping(tag, mapping, flow_style)
+        # Short mappings stand in one line.
+        node.flow_style = node.flow_style and len(str(mapping)) <= 90
+        return node
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         return super().increase_indent(flow, False)
@@ -120,4 +139,15 @@ def _text(title: str, objects: list[dict[str, Any]]) -> str:
         yaml.dump(item, Dumper=_Dumper, sort_keys=False, width=WIDTH, default_flow_style=None)
         for item in objects
     ]
-    return HEADER.format(title=title) + "---\n".join(bodies)
+    return HEADER.format(title=title) + "---\n".join(map(_commented, bodies))
+
+
+def _commented(text: str) -> str:
+    """YAML text with comments."""
+    lines, left = [], dict(COMMENTS)
+    for line in text.splitlines():
+        content = line.lstrip()
+        for beginning in [known for known in left if content.startswith(known)]:
+            lines.append(f"{line[: len(line) - len(content)]}# {left.pop(beginning)}")
+        lines.append(line)
+    return "\n".join(lines) + "\n"

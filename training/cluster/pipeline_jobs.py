@@ -109,7 +109,7 @@ def _fetch_data(options: JobOptions) -> dict[str, Any]:
         environment=variables({"DATA_MD5": options.data_md5}),
     )
     made["envFrom"].append({"secretRef": {"name": REMOTE_SECRET, "optional": True}})
-    made["workingDir"] = "/tmp/dvc-fetch"
+    made["workingDir"] = "/tmp"
     made["volumeMounts"] = [
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "dvc-cache", "mountPath": "/dvc-cache"},

@@ -29,7 +29,9 @@ LOCALLY = {
 APIS = ("pytorchjob", "trainjob")
 NAMESPACE_VARIABLE = "VARGPT_NAMESPACE"
 
-Stage = Annotated[str, typer.Argument(help=f"{', '.join(LOCALLY)}")]
+Stage = Annotated[
+    str, typer.Argument(help=f"{', '.join(LOCALLY)}; in a cluster also release: promote, package")
+]
 Name = Annotated[str, typer.Argument(help="A job, as `vargpt jobs` lists it.")]
 Namespace = Annotated[
     str | None, typer.Option(envvar=NAMESPACE_VARIABLE, help="Default: that of the kubeconfig's context.")

@@ -77,6 +77,9 @@ class PeerExchange(threading.Thread):
         self._leaving.set()
         self.join(patience_seconds)
         self._is_over.set()
+        if self.peers and not self.is_alive():
+            # The store may end with this process: until everybody has read it.
+            time.sleep(1.5 * EXCHANGE_SECONDS)
 
     def _joined_store(self) -> "TCPStore":
         from torch.distributed import TCPStore

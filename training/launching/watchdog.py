@@ -90,9 +90,12 @@ class Watchdog(threading.Thread):
     def _who_is_gone(self, now: float) -> str | None:
         if self.exchange is None or self.exchange.store_answered is None:
             return None
-        if (silent := now - self.exchange.store_answered) > self.patience.silence:
+        peers = list(self.exchange.peers.values())
+        # Where others have ended well, so may have the store; the processes of this node may still be saving.
+        is_ending = any(peer.left == "" for peer in peers)
+        if (silent := now - self.exchange.store_answered) > self.patience.silence and not is_ending:
             return f"the node of the store, {self.exchange.address}, has not answered for {silent:.0f} s"
-        for peer in list(self.exchange.peers.values()):
+        for peer in peers:
             if peer.left is None and peer.ranks and (silent := now - peer.heard) > self.patience.silence:
                 ranks = ", ".join(str(rank) for rank in peer.ranks)
                 return f"node {peer.name} with rank {ranks} has not been heard of for {silent:.0f} s"

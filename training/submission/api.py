@@ -1,5 +1,6 @@
 """The Kubernetes API server, asked with patience: an outage of minutes costs two lines of log."""
 
+import json
 import logging
 import os
 import time
@@ -101,8 +102,6 @@ def is_conflict(error: Exception) -> bool:
 
 def refusal(error: Exception) -> str:
     """What the API server says, as one sentence."""
-    import json
-
     try:
         return str(json.loads(getattr(error, "body", "") or "")["message"])
     except (ValueError, KeyError, TypeError):
@@ -120,8 +119,10 @@ def _configuration() -> tuple[Any, str]:
             place = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
             with open(place, encoding="utf-8") as file:
                 return configuration, file.read().strip()
-        config.load_kube_config(client_configuration=configuration)
-        context = config.list_kube_config_contexts()[1]["context"]
+        # The client reads the variable once, when it is imported.
+        file_name = os.environ.get("KUBECONFIG")
+        config.load_kube_config(file_name, client_configuration=configuration)
+        context = config.list_kube_config_contexts(file_name)[1]["context"]
     except (config.ConfigException, OSError) as error:
         raise UserError(f"no cluster is configured: {error}; set KUBECONFIG") from None
     return configuration, context.get("namespace", "vargpt")

@@ -4,7 +4,6 @@ The SDK's own wait gives up at the first question that is not answered, and watc
 nothing here is lost when it is away.
 """
 
-import logging
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -16,8 +15,6 @@ from training.submission.api import REQUEST_SECONDS
 from training.submission.jobs import FAILED, SUCCEEDED, SUSPENDED, JobKind, Jobs, JobState, state_of
 from training.submission.log_lines import LogReader
 from training.submission.pod_reasons import event_reason, exit_codes, waiting_reason
-
-logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
 # Logs of so many pods are shown; of more, those of the first ones.
@@ -54,7 +51,8 @@ class JobFollower:
         self.jobs, self.kind, self.name, self.say = jobs, kind, name, say
         self._log = LogReader(jobs.server, tail)
         self._state: JobState | None = None
-        self._reasons: dict[str, str] = {}
+        self._reasons: set[tuple[str, str]] = set()
+        self._last_lines: dict[str, str] = {}
         self._errors: dict[str, str] = {}
         self._codes: dict[tuple[str, str], tuple[int, str]] = {}
 
@@ -85,14 +83,16 @@ class JobFollower:
             for line in lines:
                 if match := _ERROR.fullmatch(line):
                     self._errors[pod.metadata.uid] = match["reason"]
+                self._last_lines[pod.metadata.uid] = line
                 self.say(f"{short}| {line}" if len(pods) > 1 else line)
         if not pods and not state.has_ended and state.phase != SUSPENDED:
             self._tell_reason(self.name, self._warning())
 
     def _tell_reason(self, what: str, reason: str | None) -> None:
-        if reason and self._reasons.get(what) != reason:
+        """Once: some alternate, such as a failed pull and the pause before the next."""
+        if reason and (what, reason) not in self._reasons:
+            self._reasons.add((what, reason))
             self.say(f"{what} waits: {reason}")
-        self._reasons[what] = reason or ""
 
     def _warning(self) -> str | None:
         """Why a job has no pods: a quota or a policy that its operator met."""
@@ -109,9 +109,12 @@ class JobFollower:
         if state.phase == SUCCEEDED:
             return Outcome(DONE, "")
         codes = [code for code, _ in self._codes.values()]
+        # An uncaught exception (1) ends a job for good, as the user's mistake does.
         code = PERMANENT_FAILURE if {1, PERMANENT_FAILURE} & set(codes) else RETRYABLE_FAILURE
         words = [word for _, word in self._codes.values() if word]
-        told = [*self._errors.values(), *words, state.message, f"exit codes {codes}"]
+        ended = {uid for uid, _ in self._codes}
+        last = [line for uid, line in self._last_lines.items() if uid in ended]
+        told = [*self._errors.values(), *words, *last, state.message, f"exit codes {codes}"]
         return Outcome(code, next(reason for reason in told if reason))
 
 

@@ -18,6 +18,16 @@ from training.registry.lineage import config_sha256
 PIPELINE, DATA_POINTER = "dvc.yaml", "data.dvc"
 PARAMS_JSON, CODE_JSON = "artifacts/params.json", "artifacts/code.json"
 NAME_LENGTH = 10
+# It follows the pipeline and is no stage of dvc.yaml; on one machine: `vargpt promote`, `vargpt package`.
+RELEASE = "release"
+RELEASE_STAGE = {
+    "params": [
+        {PARAMS_JSON: ["size", "promote"]},
+        {"artifacts/stage3.json": ["weights_sha256"]},
+        {"metrics/evaluate.json": ["subject", "draw", "vqa"]},
+    ],
+    "outs": ["artifacts/promotions.jsonl"],
+}
 
 
 @dataclass(frozen=True)
@@ -77,16 +87,11 @@ def stage_outputs(stage: str, root: Path) -> list[str]:
     return found
 
 
-def has_stage(stage: str, root: Path) -> bool:
-    """Whether dvc.yaml knows a stage."""
-    return stage in _stages(root)
-
-
 def _stages(root: Path) -> dict[str, Any]:
     path = root / PIPELINE
     if not path.is_file():
         raise UserError(f"there is no {path}: submit from the top of the repository")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    return {**yaml.safe_load(path.read_text(encoding="utf-8"))["stages"], RELEASE: RELEASE_STAGE}
 
 
 def _stage(stage: str, root: Path) -> dict[str, Any]:

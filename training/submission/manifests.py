@@ -14,7 +14,7 @@ from training.cluster.pipeline_jobs import render_backbones, render_release
 from training.cluster.pods import GPU, PARAMS_FILE, variables
 from training.launching.preflight import EXPECTED_CODE, EXPECTED_GPUS
 from training.params import STAGES, Params, load_params
-from training.submission.identity import DATA_POINTER, StageIdentity, stage_identity
+from training.submission.identity import DATA_POINTER, RELEASE, StageIdentity, stage_identity
 
 TRAINING_IMAGE, PACKAGING_IMAGE = "vargpt-training", "vargpt-packaging"
 # Where a job finds what was submitted with it.
@@ -24,6 +24,7 @@ STEPS = {
     "prepare": ("fetch", "data", "prepare"),
     "backbones": ("data", "backbones"),
     "evaluate": ("data", "evaluate"),
+    RELEASE: ("data", "promote", "package"),
 }
 Api = Literal["pytorchjob", "trainjob"]
 
@@ -92,8 +93,8 @@ def _rendered(
         return copy.deepcopy((render_job(stage, params, options), runtime))
     if stage in ("prepare", "backbones"):
         job = render_backbones(params, options)
-    elif stage == "evaluate":
-        job = render_release(params, options, packaging_image, ["evaluate"])
+    elif stage in ("evaluate", RELEASE):
+        job = render_release(params, options, packaging_image, STEPS[stage][1:])
     else:
         raise UserError(f"{stage} is no stage that runs in a cluster")
     job = copy.deepcopy(job)

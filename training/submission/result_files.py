@@ -56,7 +56,7 @@ def reader_pod(namespace: str, name: str, pod: dict[str, Any], paths: Sequence[s
         "metadata": {
             "name": name,
             "namespace": namespace,
-            "labels": {"app.kubernetes.io/component": "pipeline", "app.kubernetes.io/part-of": "vargpt"},
+            "labels": {"app.kubernetes.io/component": "results", "app.kubernetes.io/part-of": "vargpt"},
         },
         "spec": {
             **{key: pod[key] for key in kept if key in pod},

@@ -1,7 +1,7 @@
 """Submits a stage of the pipeline as a job, or finds the job that does the same, and follows it."""
 
 import hashlib
-import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,6 @@ from training.submission.jobs import (
 )
 from training.submission.manifests import Submission
 from training.submission.result_files import fetch_files
-
-logger = logging.getLogger(__name__)
 
 # Of a job: the hash of the result files that it left, by which a later job of the same place is noticed.
 RESULT_ANNOTATION = "vargpt.io/results"
@@ -112,8 +110,6 @@ class Submitter:
                 )
 
     def _delete(self, kind: JobKind, name: str) -> None:
-        import time
-
         self.jobs.delete(kind, name)
         while self.jobs.find(kind, name):
             time.sleep(1)

@@ -96,6 +96,20 @@ def test_a_run_killed_twice_ends_with_the_same_weights_bit_for_bit(volume, undis
     finish(start(volume))
     assert are_equal(weights_of(volume), undisturbed_weights)
     assert not committed_steps(volume), "checkpoints are deleted once the model is published"
+    lost = last_metrics(volume, "lost/")
+    assert lost["lost/restarts"] == 2
+    assert lost["lost/down_seconds"] > 0 and lost["lost/repeated_steps"] >= 0
+
+
+def last_metrics(volume, prefix):
+    """The last value of every metric of the newest run that begins so."""
+    newest = max(volume.glob("spool/*.jsonl"), key=lambda path: path.stat().st_mtime)
+    entries = [json.loads(line) for line in newest.read_text().splitlines()]
+    values = {}
+    for entry in entries:
+        if entry["kind"] == "metrics":
+            values |= {name: value for name, value in entry["values"].items() if name.startswith(prefix)}
+    return values
 
 
 def test_the_published_model_names_the_weights_it_started_from(finished_volume):
