@@ -13,7 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.k8s.cluster import ROOT, TINY, Cluster, build, head
+from tests.k8s.cluster import ROOT, TINY, Cluster, build, eventually, head
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -130,6 +130,24 @@ def test_workers_deleted_in_mid_training_come_back_and_end_with_the_same_weights
     assert stage1.starts("again") > 4
     stage1.fetch(tmp_path, "outputs/stage1/model", "again/stage1/model")
     assert_same_weights(tmp_path / "again" / "stage1" / "model", tmp_path / "outputs" / "stage1" / "model")
+
+
+def test_a_trainjob_of_the_same_stage_ends_with_the_same_weights(stage1, tmp_path):
+    if stage1.script:
+        subprocess.run([stage1.script, "add", "trainer"], capture_output=True, check=True)
+    runtime = TINY / "trainjob" / "runtime.yaml"
+    job = yaml.safe_load(runtime.with_name("stage1.yaml").read_text())
+    job["metadata"]["name"] = "second"
+    job["spec"]["trainer"]["args"] += ["--outputs", "second"]
+    stage1.on_volume("mkdir", "-p", "second")
+    stage1.on_volume("cp", "--recursive", "outputs/backbones", "second/")
+    eventually(lambda: not stage1.call("apply", "--filename", str(runtime)).returncode)
+    eventually(lambda: not stage1.call("apply", "--filename", "-", data=json.dumps(job).encode()).returncode)
+
+    stage1.run("wait", "--for=condition=Complete", "trainjob/second", "--timeout", "300s")
+
+    stage1.fetch(tmp_path, "outputs/stage1/model", "second/stage1/model")
+    assert_same_weights(tmp_path / "second" / "stage1" / "model", tmp_path / "outputs" / "stage1" / "model")
 
 
 def newest_checkpoint(cluster: Cluster, outputs: str) -> int:

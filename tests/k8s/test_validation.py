@@ -105,16 +105,19 @@ def test_a_pod_that_the_namespace_would_refuse_would_be_found(api):
 
 
 @pytest.fixture(scope="module")
-def registered(api: Cluster) -> Iterator[Cluster]:
+def registered(api: Cluster) -> Cluster:
     """A cluster in which version 3 is registered with its weights, and the policy is in force."""
-    for item in objects((K8S / "platform" / "admission.yaml").read_text()):
-        if item["kind"] == "ConfigMap":
-            item["data"]["versions"] = "3:0123456789ab"
-        api.apply(item)
-    eventually(lambda: b"serving pod needs the labels" in serving_pod(api, {}))
-    yield api
-    for kind in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
-        api.run("delete", kind, "vargpt-lineage")
+    file, lineage = str(K8S / "platform" / "admission.yaml"), ("3", "0123456789ab")
+    api.run("apply", "--filename", file)
+    labels = dict(zip(("vargpt.io/version", "vargpt.io/weights"), lineage, strict=True))
+    eventually(lambda: b"not a registered version" in serving_pod(api, labels))
+    versions = json.dumps({"data": {"versions": ":".join(lineage)}})
+    api.run("patch", "configmap", "registered-versions", "--patch", versions)
+    # As when the platform is upgraded.
+    api.run("apply", "--filename", file)
+    eventually(lambda: b"pod/answers created" in serving_pod(api, labels))
+    # It stays: an API server follows no ConfigMap for a policy that was deleted and made again.
+    return api
 
 
 def serving_pod(api: Cluster, labels: dict[str, str]) -> bytes:
