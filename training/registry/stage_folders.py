@@ -155,16 +155,6 @@ def point_to_import(model_dir: Path, weights: str, seconds: float) -> Path | Non
     return folders.pointer_path(folders.stage)
 
 
-def point_to_import(model_dir: Path, weights: str, seconds: float) -> Path | None:
-    """Point to an import as to a stage's model, where it lies as one: outputs/STAGE/model; the pointer."""
-    outputs = model_dir.parent.parent
-    if model_dir.name != "model" or outputs.name != OUTPUTS:
-        return None
-    folders = StageFolders(model_dir.parent.name, outputs, outputs, outputs)
-    folders.point(weights, "", seconds)
-    return folders.pointer_path(folders.stage)
-
-
 def _deciding(config: dict[str, Any], stage: str) -> dict[str, Any]:
     """A configuration without what decides only how quickly the same is learned, and how closely rounded."""
     section = {key: value for key, value in config[stage].items() if key not in NOT_DECIDING}
