@@ -33,7 +33,11 @@ def add_adapters(model: nn.Module, lora: LoraParams) -> None:
 
     for path in lora.modules:
         _module_at(model, path).requires_grad_(False)
+    # peft freezes all that is no adapter.
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     inject_adapter_in_model(_config(model, lora), model)
+    for parameter in learning:
+        parameter.requires_grad_(True)
 
 
 def merged(weight: Tensor, name: str, fragments: Fragments, kind: str, lora: LoraParams) -> Tensor:
