@@ -1,10 +1,10 @@
 """What ways of feeding training are worth, with a middle-sized model on the CPU: packing, codes, loader.
 
-    python -m bench.train_data --out data.json
+python -m bench.train_data --out data.json
 
-Lengths follow the ten sources of LLaVA's 665 K mix: their counts are published, medians and spreads of their
-text are estimates (its annotations are not at hand here). Seconds are those of one thread's processor, so
-that others on the machine do not count; lengths are divided by eight, as the model is small.
+Lengths follow the ten sources of LLaVA's 665 K mix. Its annotations are not at hand here: counts of its
+sources, medians and spreads of their text are estimates. Seconds are those of one thread's processor, so that
+others on the machine do not count; lengths are divided by eight, as the model is small.
 """
 
 import argparse
