@@ -17,7 +17,7 @@ export BENTOML_DO_NOT_TRACK := True
 export BENTOML_HOME ?= $(CURDIR)/outputs/bentoml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo cluster-demo joint test smoke test-cluster lint schema manifests images lock shell
+.PHONY: help env demo cluster-demo joint test smoke test-engines test-cluster lint schema manifests images lock shell
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -46,11 +46,14 @@ joint: env  ## train the optional stage that learns decoder, projectors and lang
 	$(BIN)/vargpt evaluate --model outputs/joint/model --metrics metrics/joint.json --plots plots/joint
 
 # One process for each core, each with whole test files: fixtures of a module (servers, trained models) are made once.
-test: env  ## run the tests (smoke and test-cluster come on top)
+test: env  ## run the tests (smoke, test-engines and test-cluster come on top)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 smoke: env  ## test the whole pipeline at its smallest size (minutes)
 	$(BIN)/python -m pytest -m pipeline tests/test_pipeline_smoke.py
+
+test-engines: env  ## test every engine with one, two and four processes (a quarter of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m engines tests/training/engines
 
 # A script that brings a cluster up and takes it down, or KUBECONFIG; see tests/k8s/conftest.py.
 CLUSTER_SCRIPT ?= $(wildcard ../shared/kube/cluster.sh)

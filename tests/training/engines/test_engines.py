@@ -108,6 +108,7 @@ def undisturbed(tmp_path_factory):
     return folder_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_two_processes_that_share_state_have_the_losses_of_one_that_has_all(engine, tmp_path):
     alone = train(tmp_path / "alone", "ddp", 1, "--steps", "6")
@@ -115,7 +116,7 @@ def test_two_processes_that_share_state_have_the_losses_of_one_that_has_all(engi
     assert largest_difference(shared, alone) < TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.engines
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_has_the_same_losses_with_any_number_of_processes(engine, world_size, undisturbed):
@@ -124,7 +125,7 @@ def test_every_engine_has_the_same_losses_with_any_number_of_processes(engine, w
     assert largest_difference(steps_of(undisturbed(engine, world_size)), expected) < TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.engines
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_process_killed_at_any_moment_changes_no_bit_of_the_end(engine, undisturbed, tmp_path):
     for victim, step in ((1, 7), (0, 12)):
@@ -141,7 +142,7 @@ def test_a_process_killed_at_any_moment_changes_no_bit_of_the_end(engine, undist
     assert are_equal(state_of(tmp_path), state_of(undisturbed(engine, 2)))
 
 
-@pytest.mark.slow
+@pytest.mark.engines
 @pytest.mark.parametrize(
     ("first", "then"),
     [
@@ -160,21 +161,21 @@ def test_another_engine_or_number_of_processes_goes_on_with_the_same_samples_and
     assert largest_difference(steps_of(tmp_path), steps_of(undisturbed("ddp", 1))) < TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.engines
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_optimizer_states_in_host_memory_change_nothing(engine, undisturbed, tmp_path):
     offloaded = train(tmp_path, engine, 2, "--offload")
     assert largest_difference(offloaded, steps_of(undisturbed("ddp", 1))) < TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.engines
 @pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
 def test_activations_that_are_computed_again_change_nothing(engine, undisturbed, tmp_path):
     recomputed = train(tmp_path, engine, 1, "--checkpoint-activations")
     assert largest_difference(recomputed, steps_of(undisturbed("ddp", 1))) < TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.engines
 @pytest.mark.parametrize("engine", ["ddp", "zero2"])
 def test_bfloat16_learns_with_float32_weights_beside(engine, undisturbed, tmp_path):
     rounded = train(tmp_path, engine, 1, "--precision", "bf16")
@@ -184,7 +185,7 @@ def test_bfloat16_learns_with_float32_weights_beside(engine, undisturbed, tmp_pa
     assert any((value.bfloat16().float() != value).any() for value in weights.values())
 
 
-@pytest.mark.slow
+@pytest.mark.engines
 def test_a_checkpoint_whose_part_is_missing_is_not_gone_on_from(undisturbed, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(undisturbed("zero2", 2), folder)
