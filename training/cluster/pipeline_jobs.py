@@ -103,13 +103,13 @@ def _fetch_data(options: JobOptions) -> dict[str, Any]:
         "fetch",
         options.image,
         ["sh", "-ec"],
-        [DVC_SETUP + CHECK_DATA + "exec dvc fetch data.dvc\n"],
+        ['cd "$(mktemp -d)"\n' + DVC_SETUP + CHECK_DATA + "exec dvc fetch data.dvc\n"],
         LIGHT,
         secret=None,
         environment=variables({"DATA_MD5": options.data_md5}),
     )
     made["envFrom"].append({"secretRef": {"name": REMOTE_SECRET, "optional": True}})
-    made["workingDir"] = "/tmp/dvc-fetch"
+    made["workingDir"] = "/tmp"
     made["volumeMounts"] = [
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "dvc-cache", "mountPath": "/dvc-cache"},
