@@ -57,7 +57,7 @@ def cluster(platform: Cluster) -> Cluster:
     platform.apply(desk())
     platform.run("apply", "--filename", str(TINY / "backbones.yaml"))
     platform.run("wait", "--for=condition=Ready", "pod/desk", "--timeout", "60s")
-    platform.run("wait", "--for=condition=Complete", "job/backbones", "--timeout", "400s")
+    platform.run("wait", "--for=condition=Complete", "job/backbones", "--timeout", "600s")
     return platform
 
 

@@ -240,7 +240,7 @@ def _worker_pod(
         environment,
     )
     worker["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
-    links = [link_data(options.image, options.data_md5)] if reads_data else []
+    links = [link_data(options.image, options.data_md5, "worker")] if reads_data else []
     volumes = data_volumes() if reads_data else []
     pod = pod_spec([worker], cluster, TRAINER_ACCOUNT, links, volumes)
     return pod | placement(cluster, JOB_LABELS[name])
@@ -256,7 +256,7 @@ def _reads_data(stage: str, params: Params) -> bool:
 
 
 def _exit_codes(*codes: int) -> dict[str, Any]:
-    return {"containerName": TRAINJOB_CONTAINER, "operator": "In", "values": list(codes)}
+    return {"operator": "In", "values": list(codes)}
 
 
 def _pod_labels(instance: str) -> dict[str, str]:

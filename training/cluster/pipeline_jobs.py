@@ -48,7 +48,7 @@ def render_backbones(params: Params, options: JobOptions) -> dict[str, Any]:
     python = ["python", "-m"]
     steps = [
         _fetch_data(options),
-        link_data(options.image, options.data_md5),
+        link_data(options.image, options.data_md5, "job"),
         container(
             "prepare", options.image, [*python, "training.commands"], prepare, needs, TRAINER_SECRET, mounts
         ),
@@ -76,7 +76,7 @@ def render_release(
     """
     made = [_release_step(step, params, options, packaging_image) for step in steps]
     volumes = [*data_volumes(), {"name": "models", "persistentVolumeClaim": {"claimName": MODELS_CLAIM}}]
-    before = [link_data(options.image, options.data_md5), *made[:-1]]
+    before = [link_data(options.image, options.data_md5, "job"), *made[:-1]]
     pod = pod_spec([made[-1]], params.cluster, "promoter", before, volumes)
     return _job(options.name or "release", params, options, pod)
 
@@ -103,7 +103,7 @@ def _fetch_data(options: JobOptions) -> dict[str, Any]:
         "fetch",
         options.image,
         ["sh", "-ec"],
-        [DVC_SETUP + CHECK_DATA + "exec dvc fetch data.dvc\n"],
+        ['cd "$(mktemp -d)"\n' + DVC_SETUP + CHECK_DATA.format(code=2) + "exec dvc fetch data.dvc\n"],
         LIGHT,
         secret=None,
         environment=variables({"DATA_MD5": options.data_md5}),

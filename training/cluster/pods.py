@@ -5,7 +5,7 @@ It passes the level `restricted` of the pod security standards, writes to volume
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from training.params import ClusterParams
 
@@ -54,9 +54,15 @@ dvc config --local cache.type symlink
 """
 CHECK_DATA = """\
 if ! grep -q "md5: $DATA_MD5" data.dvc; then
-  echo "the job names data $DATA_MD5, the image holds:"; cat data.dvc; exit 2
+  echo "the job names data $DATA_MD5, the image holds:"; cat data.dvc; exit {code}
 fi
 """
+# The Training Operator makes a pod anew, without end, whose init container has failed, whatever its exit
+# code. So a worker begins without its data, and ends with the exit code of a user's mistake.
+LINK_DATA = {
+    "worker": CHECK_DATA.format(code=0) + 'dvc checkout data.dvc || echo "run k8s/backbones.yaml first"\n',
+    "job": CHECK_DATA.format(code=2) + "exec dvc checkout data.dvc\n",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,13 +194,13 @@ def data_mounts() -> list[dict[str, Any]]:
     ]
 
 
-def link_data(image: str, data_md5: str) -> dict[str, Any]:
+def link_data(image: str, data_md5: str, kind: Literal["worker", "job"]) -> dict[str, Any]:
     """The init container that checks which data the job names, and links it from the cache."""
     made = container(
         "data",
         image,
         ["sh", "-ec"],
-        [DVC_SETUP + CHECK_DATA + "exec dvc checkout data.dvc\n"],
+        [DVC_SETUP + LINK_DATA[kind]],
         LIGHT,
         secret=None,
         environment=variables({"DATA_MD5": data_md5}),

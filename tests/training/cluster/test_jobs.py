@@ -60,6 +60,17 @@ def test_only_a_stage_that_reads_raw_data_links_it_and_only_at_the_named_revisio
     assert "initContainers" not in pod_of(render_job("stage1", SMALL, OPTIONS))
 
 
+def test_a_worker_without_its_data_is_not_made_anew_for_ever():
+    [worker] = pod_of(render_job("stage1", LARGE, OPTIONS))["initContainers"]
+    job = render_release(LARGE, OPTIONS, "registry/packaging:1")["spec"]["template"]["spec"][
+        "initContainers"
+    ][0]
+
+    # Of an init container that fails, the Training Operator makes the pod again; a Job has rules for it.
+    assert "exit 0" in worker["args"][0] and "exit 2" not in worker["args"][0]
+    assert "exit 2" in job["args"][0]
+
+
 @pytest.mark.parametrize("params", [LARGE, SMALL], ids=["7b", "tiny"])
 def test_both_operators_run_the_same_container(params):
     options = replace(OPTIONS, api="trainjob")
