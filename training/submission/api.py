@@ -146,7 +146,8 @@ def _outage(error: Exception) -> str:
         if cause.status in (401, 403):
             raise UserError(f"the API server does not allow this: {refusal(cause)}") from None
         raise cause
-    if isinstance(cause, (OSError, _http_errors())):
+    # What breaks within TLS, the client reports as a refusal without a status.
+    if isinstance(cause, (ApiException, OSError, _http_errors())):
         return _short(cause)
     raise error
 
@@ -154,5 +155,5 @@ def _outage(error: Exception) -> str:
 def _short(error: BaseException) -> str:
     """`Connection refused` and the like, without addresses of objects."""
     reason = getattr(error, "reason", None) or error
-    text = str(reason)
-    return text.rpartition(": ")[2].strip(" )'\"") or type(reason).__name__
+    lines = str(reason).strip().splitlines() or [""]
+    return lines[-1].rpartition(": ")[2].strip(" )'\"") or type(reason).__name__
