@@ -79,6 +79,9 @@ def test_a_server_that_has_too_much_to_do_is_asked_again(api, jobs, status):
 
     assert jobs.find(PYTORCHJOB, "j")["metadata"]["name"] == "j"
 
+    api.refuse = [(status, "webhook refused the connection")] * 3
+    assert jobs.pods(PYTORCHJOB, "j") == []
+
 
 def test_a_connection_that_breaks_within_tls_is_an_outage_too(jobs):
     from kubernetes.client import ApiException
