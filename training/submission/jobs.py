@@ -64,7 +64,8 @@ JOB = JobKind(
     "jobs",
     "batch.kubernetes.io/job-name",
     None,
-    {"Complete": SUCCEEDED, "Failed": FAILED},
+    # The first one when all is done, and maybe long before the controller has tidied up.
+    {"SuccessCriteriaMet": SUCCEEDED, "Complete": SUCCEEDED, "Failed": FAILED},
 )
 KINDS = (PYTORCHJOB, TRAINJOB, JOB)
 
