@@ -64,7 +64,7 @@ class ApiServer:
         while True:
             try:
                 answer = call(*arguments, **options)
-            except (RuntimeError, OSError, _http_errors()) as error:
+            except _failures() as error:
                 reason = _outage(error)
                 if waited >= self._patience_seconds:
                     raise UserError(
@@ -128,15 +128,18 @@ def _configuration() -> tuple[Any, str]:
     return configuration, context.get("namespace", "vargpt")
 
 
-def _http_errors() -> type[Exception]:
+def _failures() -> tuple[type[Exception], ...]:
+    """What a question may end with; a RuntimeError is the SDK's."""
+    from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
 
-    return HTTPError
+    return (ApiException, HTTPError, OSError, RuntimeError)
 
 
 def _outage(error: Exception) -> str:
     """Why a server that is away did not answer. Raises the error itself when the server has answered."""
     from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
 
     # The SDK wraps what it catches into a RuntimeError.
     cause = error if isinstance(error, ApiException) else error.__cause__ or error.__context__ or error
@@ -146,7 +149,8 @@ def _outage(error: Exception) -> str:
         if cause.status in (401, 403):
             raise UserError(f"the API server does not allow this: {refusal(cause)}") from None
         raise cause
-    if isinstance(cause, (OSError, _http_errors())):
+    # What breaks within TLS, the client reports as a refusal without a status.
+    if isinstance(cause, (ApiException, HTTPError, OSError)):
         return _short(cause)
     raise error
 
@@ -154,5 +158,5 @@ def _outage(error: Exception) -> str:
 def _short(error: BaseException) -> str:
     """`Connection refused` and the like, without addresses of objects."""
     reason = getattr(error, "reason", None) or error
-    text = str(reason)
-    return text.rpartition(": ")[2].strip(" )'\"") or type(reason).__name__
+    lines = str(reason).strip().splitlines() or [""]
+    return lines[-1].rpartition(": ")[2].strip(" )'\"") or type(reason).__name__

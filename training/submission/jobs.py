@@ -64,7 +64,8 @@ JOB = JobKind(
     "jobs",
     "batch.kubernetes.io/job-name",
     None,
-    {"Complete": SUCCEEDED, "Failed": FAILED},
+    # The first one when all is done, and maybe long before the controller has tidied up.
+    {"SuccessCriteriaMet": SUCCEEDED, "Complete": SUCCEEDED, "Failed": FAILED},
 )
 KINDS = (PYTORCHJOB, TRAINJOB, JOB)
 
@@ -209,5 +210,6 @@ def state_of(kind: JobKind, job: Mapping[str, Any]) -> JobState:
     if kind is PYTORCHJOB:
         phases = [one["type"] for one in true if one["type"] in (RUNNING, RESTARTING)]
         return JobState(phases[-1] if phases else PENDING, true[-1].get("message", "") if true else "", queue)
-    active = status.get("active") or any(one.get("active") for one in status.get("jobsStatus") or [])
+    # A Job whose pods are done is not complete at once: what is true of it then is not in `words`.
+    active = status.get("active") or true or any(one.get("active") for one in status.get("jobsStatus") or [])
     return JobState(RUNNING if active else PENDING, "", queue)

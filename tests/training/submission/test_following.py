@@ -79,6 +79,22 @@ def test_a_server_that_has_too_much_to_do_is_asked_again(api, jobs, status):
 
     assert jobs.find(PYTORCHJOB, "j")["metadata"]["name"] == "j"
 
+    api.refuse = [(status, "webhook refused the connection")] * 3
+    assert jobs.pods(PYTORCHJOB, "j") == []
+
+
+def test_a_connection_that_breaks_within_tls_is_an_outage_too(jobs):
+    from kubernetes.client import ApiException
+
+    broken = [ApiException(status=0, reason="SSLError\n[SSL: UNEXPECTED_EOF] EOF occurred")] * 2
+
+    def call():
+        if broken:
+            raise broken.pop()
+        return "answer"
+
+    assert jobs.server.ask(call) == "answer"
+
 
 def test_a_server_that_stays_away_is_given_up_with_the_reason(api, tmp_path, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path)))
