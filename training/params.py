@@ -127,6 +127,10 @@ class DatasetParams(Section):
     weight: NonNegative = Field(description="sampling weight within the mixture")
 
 
+# Never has an adapter, as in peft: its loss is computed from its weight, chunk by chunk.
+NO_ADAPTER = "lm_head"
+
+
 class LoraParams(Section):
     """Low-rank adapters in place of the weights of a stage's linear maps (arXiv:2106.09685)."""
 

@@ -259,13 +259,18 @@ def test_everything_that_may_be_reached_in_the_namespace_is_listed():
         )
 
 
-def test_pods_of_other_namespaces_reach_the_serving_port_alone():
+def test_pods_of_other_namespaces_reach_the_service_and_its_front_alone():
+    open_ports = {"serving": 3000, "front": 8080}
     for _, item in everything():
         if item["kind"] == "NetworkPolicy":
             for rule in item["spec"].get("ingress", []):
-                if any(source.get("namespaceSelector") == {} for source in rule["from"]):
-                    assert item["metadata"]["name"] == "serving"
-                    assert rule["ports"] == [{"protocol": "TCP", "port": 3000}]
+                # Without a list of sources there are all.
+                if any(
+                    source.get("namespaceSelector") == {}
+                    for source in rule.get("from", [{"namespaceSelector": {}}])
+                ):
+                    port = open_ports[item["metadata"]["name"]]
+                    assert rule["ports"] == [{"protocol": "TCP", "port": port}]
 
 
 @pytest.mark.parametrize("stage", STAGES)

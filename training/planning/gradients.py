@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from model.config import VargptConfig
 from model.errors import UserError
-from training.params import LoraParams
+from training.params import NO_ADAPTER, LoraParams
 from training.planning import tokenizer_parts, transformer_parts
 from training.planning.operations import Counts, Operation, Reads, Unit
 
@@ -134,7 +134,8 @@ def lies_in(path: str, modules: Iterable[str]) -> bool:
 
 
 def _is_linear_map(operation: Operation) -> bool:
-    return operation.kind == "linear" and operation.parameters > 0
+    is_head = operation.path.split(".")[-1] == NO_ADAPTER
+    return operation.kind == "linear" and operation.parameters > 0 and not is_head
 
 
 def with_adapters(operations: Iterable[Operation], lora: LoraParams | None) -> Iterator[Operation]:

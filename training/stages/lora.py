@@ -14,13 +14,11 @@ from torch import Tensor, nn
 
 from model.errors import UserError
 from training.checkpoints.fragments import Fragments
-from training.params import LoraParams
+from training.params import NO_ADAPTER, LoraParams
 
 # As peft names an adapter's two matrices in a model, and in its own files.
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# Its loss is computed from its weight, chunk by chunk; peft leaves output layers out, too.
-HEAD = "lm_head"
 
 
 def add_adapters(model: nn.Module, lora: LoraParams) -> None:
@@ -87,7 +85,7 @@ def _linear_maps_below(module: nn.Module, path: str) -> Iterator[str]:
     for name, part in module.named_modules(prefix=path):
         inner = name.removesuffix(".base_layer")
         is_adapter = "lora_A" in name or "lora_B" in name
-        if isinstance(part, nn.Linear) and not is_adapter and inner.split(".")[-1] != HEAD:
+        if isinstance(part, nn.Linear) and not is_adapter and inner.split(".")[-1] != NO_ADAPTER:
             yield inner
 
 

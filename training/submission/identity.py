@@ -18,6 +18,8 @@ from training.registry.lineage import config_sha256
 PIPELINE, DATA_POINTER = "dvc.yaml", "data.dvc"
 PARAMS_JSON, CODE_JSON = "artifacts/params.json", "artifacts/code.json"
 NAME_LENGTH = 10
+# Stages that write a file of another name than their own.
+MAKER = {"codes": "encode"}
 # It follows the pipeline and is no stage of dvc.yaml; on one machine: `vargpt promote`, `vargpt package`.
 RELEASE = "release"
 RELEASE_STAGE = {
@@ -115,6 +117,8 @@ def _code_of(rooms: Mapping[str, Any], key: str) -> str:
 
 def _values_of(path: Path, keys: list[str], stage: str) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{stage} starts from what {path} names, which is not there: run {path.stem} first")
+        raise UserError(
+            f"{stage} starts from what {path} names, which is not there: run {MAKER.get(path.stem, path.stem)} first"
+        )
     values = json.loads(path.read_text(encoding="utf-8"))
     return {key: values[key] for key in keys}

@@ -142,38 +142,13 @@ def test_every_part_agrees_alone(shape):
     assert decoded == pytest.approx(decoding, rel=0.01)
 
 
-class Adapter(torch.nn.Module):
-    """A linear map and its low-rank adapter, as `peft` computes them."""
-
-    def __init__(self, base, rank):
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.lora_A = torch.nn.Linear(base.in_features, rank, bias=False)
-        self.lora_B = torch.nn.Linear(rank, base.out_features, bias=False)
-
-    def forward(self, x):
-        return self.base(x) + self.lora_B(self.lora_A(x)) * 2.0
-
-
-def with_adapters(config, modules, rank):
-    """A model whose named modules have adapters in place of their linear maps."""
-    torch.manual_seed(0)
-    model = VargptForConditionalGeneration(config)
-    freeze_for(model, STAGES["stage2"])
-    for module in modules:
-        part = model.get_submodule(module).requires_grad_(False)
-        for path, linear in [*part.named_modules()]:
-            if isinstance(linear, torch.nn.Linear):
-                parent, _, name = path.rpartition(".")
-                setattr(part.get_submodule(parent), name, Adapter(linear, rank))
-    return model
-
-
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_adapters_are_counted_and_the_weights_that_they_stand_for_need_no_gradient(checkpointed, monkeypatch):
     modules, rank = ["language_model"], 24
-    model = with_adapters(SHAPES["as 7b"](), modules, rank)
     lora = LoraParams(rank=rank, alpha=48.0, dropout=0.0, modules=modules)
+    torch.manual_seed(0)
+    model = VargptForConditionalGeneration(SHAPES["as 7b"]())
+    freeze_for(model, STAGES["stage2"], lora)
     batch, units = batch_of(model.config, texts=1, pictures=1, drawings=1)
     if checkpointed:
         checkpoint_blocks(model, monkeypatch)

@@ -32,6 +32,7 @@ def _repository(tmp_path_factory):
     (folder / "artifacts").mkdir()
     for stage in ("backbones", "stage1", "stage2", "stage3"):
         (folder / "artifacts" / f"{stage}.json").write_text(json.dumps({"weights_sha256": f"of {stage}"}))
+    (folder / "artifacts" / "codes.json").write_text(json.dumps({"codes": {}}))
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], cwd=folder, check=True)
