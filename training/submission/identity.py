@@ -70,7 +70,7 @@ def stage_identity(stage: str, root: Path, params: Params, image: str) -> StageI
     values, rooms = params.model_dump(), room_hashes(root)
     for file, keys in followed.items():
         if file == PARAMS_JSON:
-            recipe = {key: values[key] for key in keys}
+            recipe = {key: _value_at(values, key) for key in keys}
         elif file == CODE_JSON:
             code = {key: _code_of(rooms, key) for key in keys}
         else:
@@ -115,10 +115,17 @@ def _code_of(rooms: Mapping[str, Any], key: str) -> str:
     return rooms[package][room] if room else config_sha256(rooms[package])
 
 
+def _value_at(values: Mapping[str, Any], path: str) -> Any:
+    """The value at a path such as `stage1.mixture`."""
+    found: Any = values
+    for key in path.split("."):
+        found = found[key]
+    return found
+
+
 def _values_of(path: Path, keys: list[str], stage: str) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(
-            f"{stage} starts from what {path} names, which is not there: run {MAKER.get(path.stem, path.stem)} first"
-        )
+        maker = MAKER.get(path.stem, path.stem)
+        raise UserError(f"{stage} starts from what {path} names, which is not there: run {maker} first")
     values = json.loads(path.read_text(encoding="utf-8"))
     return {key: values[key] for key in keys}
