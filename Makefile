@@ -17,7 +17,7 @@ export BENTOML_DO_NOT_TRACK := True
 export BENTOML_HOME ?= $(CURDIR)/outputs/bentoml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo joint test smoke test-cluster lint schema lock shell
+.PHONY: help env demo cluster-demo joint test smoke test-engines test-cluster lint schema manifests images lock shell
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -38,22 +38,28 @@ $(BIN)/uv: requirements/uv.txt
 demo: env  ## run everything once: data, training, evaluation, registry, package, one answered request
 	$(BIN)/vargpt demo
 
+cluster-demo: env  ## the same on a cluster: images, platform, pipeline as jobs, the deployed champion's answer
+	CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) PYTHON=$(CURDIR)/$(BIN)/python k8s/cluster-demo.sh
+
 joint: env  ## train the optional stage that learns decoder, projectors and language model together
 	$(BIN)/python -m training.launching joint
 	$(BIN)/vargpt evaluate --model outputs/joint/model --metrics metrics/joint.json --plots plots/joint
 
 # One process for each core, each with whole test files: fixtures of a module (servers, trained models) are made once.
-test: env  ## run the tests (smoke and test-cluster come on top)
+test: env  ## run the tests (smoke, test-engines and test-cluster come on top)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 smoke: env  ## test the whole pipeline at its smallest size (minutes)
 	$(BIN)/python -m pytest -m pipeline tests/test_pipeline_smoke.py
 
-# A script that brings a cluster up and takes it down, or KUBECONFIG; see tests/k8s/test_cluster.py.
+test-engines: env  ## test every engine with one, two and four processes (a quarter of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m engines tests/training/engines
+
+# A script that brings a cluster up and takes it down, or KUBECONFIG; see tests/k8s/conftest.py.
 CLUSTER_SCRIPT ?= $(wildcard ../shared/kube/cluster.sh)
 
 test-cluster: env  ## test training as jobs on a real cluster (skipped without one, fails if CLUSTER=required)
-	CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -rs tests/k8s/test_cluster.py
+	CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -rs tests/k8s
 
 lint: env  ## check style with ruff, names and signatures with mypy
 	$(BIN)/ruff check .
@@ -61,7 +67,27 @@ lint: env  ## check style with ruff, names and signatures with mypy
 	$(BIN)/mypy
 
 schema: env  ## write the JSON schema of params.yaml, for editors
-	$(BIN)/python -c 'from training.params import write_json_schema; write_json_schema()'
+	$(BIN)/python -c 'from training.params_file import write_json_schema; write_json_schema()'
+
+manifests: env  ## render k8s/ from params.yaml and k8s/images/kustomization.yaml
+	$(BIN)/python -m training.cluster
+
+# Names are those of k8s/images/kustomization.yaml: make images BUILD="podman build" TORCH=cpu REGISTRY=registry.example/vargpt
+BUILD ?= docker build
+REGISTRY ?= localhost
+IMAGE_TAG ?= 0.1.0
+LOCK_SHA256 = $(firstword $(shell cat requirements/*-$(TORCH).txt requirements/mlflow.txt | sha256sum))
+ABOUT = --build-arg GIT_COMMIT=$(shell git rev-parse HEAD) --build-arg LOCK_SHA256=$(LOCK_SHA256) \
+	--build-arg GIT_DIRTY=$(if $(shell git status --porcelain -- model training serving),true,false)
+
+images:  ## build the container images (TORCH=cpu or cuda, REGISTRY=...)
+	for image in training packaging serving; do \
+	  $(BUILD) --file k8s/images/Dockerfile --target $$image --build-arg TORCH=$(TORCH) $(ABOUT) \
+	    --tag $(REGISTRY)/vargpt-$$image:$(IMAGE_TAG) . || exit; \
+	done
+	for image in mlflow postgres; do \
+	  $(BUILD) --file k8s/images/$$image.Dockerfile $(ABOUT) --tag $(REGISTRY)/vargpt-$$image:$(IMAGE_TAG) . || exit; \
+	done
 
 lock: $(BIN)/uv  ## resolve pyproject.toml and write requirements/*.txt (UPGRADE="--upgrade-package mlflow")
 	CPU_TORCH="$(CPU_TORCH)" requirements/lock.sh $(UPGRADE)

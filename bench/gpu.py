@@ -1,29 +1,32 @@
-"""Speed and precision of a preset on one accelerator: `python -m bench.gpu --preset 7b --device cuda`.
+"""Speed, memory and precision of a preset on one accelerator: `python -m bench.gpu --preset 7b --device
+cuda`.
 
-Random weights, made on the device. Measures images, text and a training step of stage 3, and the error of
-bfloat16 against float32 part by part. Needs `model/` and what `model/` needs, nothing else.
+Random weights, made on the device. `--only train`: the Trainer's step of every stage, with and without
+compiled blocks (`gpu_training.py`). `--only generate`: drawing, text, and the error of bfloat16 against
+float32 part by part. Each keeps within `--minutes`, and what was measured is in the file after every figure.
+Needs torch, transformers, accelerate, pydantic, pillow and this tree.
 """
 
 import argparse
 import copy
-from collections.abc import Callable, Sequence
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bench.gpu_training import training_speed
 from bench.requests import image_requests, random_model, text_requests, without_end_token
 from bench.timing import machine, milliseconds, positive_int, report
 from model.generation.generate import generate
-from model.losses import IGNORED
 from model.modeling import VargptForConditionalGeneration
 
 TEXT_TOKENS = 128
-BATCHES = (1, 16)
+BATCHES = (1, 4, 16, 64)
 GIBIBYTE = 1 << 30
-# What learns in stage 3; a test holds this against the table of stages.
-STAGE3_TRAINS = ("generation_input_projector", "generation_output_projector", "visual_decoder")
 
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -32,6 +35,8 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", default="7b", choices=("7b", "tiny"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--repeats", type=positive_int, default=5)
+    parser.add_argument("--only", choices=("train", "generate"), help="one half of it")
+    parser.add_argument("--minutes", type=float, default=5.5, help="of each half, after which none is begun")
     parser.add_argument("--out", type=Path, help="where the JSON goes; default: after the table")
     options = parser.parse_args(arguments)
     try:
@@ -42,50 +47,24 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def generation_speed(
-    model: VargptForConditionalGeneration, repeats: int, device: str
-) -> dict[str, dict[str, float]]:
-    """Milliseconds of drawing at both batch sizes and of writing text; tokens of text per second."""
-    measured = {}
-    for batch in BATCHES:
-        requests = image_requests(model, batch)
-        measured[f"draw_ms_batch_{batch}"] = milliseconds(
-            lambda images=requests: generate(model, images), repeats, device
-        )
+    model: VargptForConditionalGeneration, repeats: int, device: str, is_over: Callable[[], bool]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Milliseconds of writing text, and tokens of it a second; of drawing at every batch size."""
     texts = text_requests(without_end_token(model), 1, TEXT_TOKENS)
     num_tokens = len(generate(model, texts)[0].token_ids)
-    measured["text_ms"] = milliseconds(lambda: generate(model, texts), repeats, device)
-    measured["tokens_per_second"] = {"median": num_tokens / measured["text_ms"]["median"] * 1000}
-    return measured
-
-
-def stage3_step(model: VargptForConditionalGeneration, repeats: int, device: str) -> dict[str, float]:
-    """Milliseconds of one training step on one sample: forward, backward, AdamW. Leaves no gradients."""
-    model.requires_grad_(False)
-    for path in STAGE3_TRAINS:
-        model.get_submodule(path).requires_grad_(True)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5)
-    batch = drawing_batch(model)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        model.loss_sums(**batch).mean().backward()
-        optimizer.step()
-
-    duration = milliseconds(step, repeats, device)
-    optimizer.zero_grad(set_to_none=True)
-    model.requires_grad_(False)
-    return duration
-
-
-def drawing_batch(model: VargptForConditionalGeneration) -> dict[str, Tensor]:
-    """One sample that draws one image of random codes after the empty instruction."""
-    config, count = model.config, model.config.num_image_tokens
-    pads = [config.image_pad_token_id] * count
-    ids = [*config.null_prompt, config.image_start_token_id, *pads, config.image_end_token_id]
-    input_ids = torch.tensor([ids], device=model.device)
-    codes = torch.randint(config.image_tokenizer_config.codebook_size, (1, count), device=model.device)
-    return {"input_ids": input_ids, "labels": torch.full_like(input_ids, IGNORED), "codes": codes}
+    text = milliseconds(lambda: generate(model, texts), repeats, device)
+    yield "text_ms", text
+    yield "tokens_per_second", {"median": num_tokens / text["median"] * 1000}
+    for batch in BATCHES:
+        if is_over():
+            return
+        requests = image_requests(model, batch)
+        try:
+            drawn = milliseconds(lambda images=requests: generate(model, images), repeats, device)
+        except torch.OutOfMemoryError:
+            yield f"draw_ms_batch_{batch}", {"out_of_memory": True}
+            return
+        yield f"draw_ms_batch_{batch}", drawn
 
 
 @torch.no_grad()
@@ -131,18 +110,45 @@ def _bfloat16_error(part: nn.Module, call: Callable[[nn.Module, torch.dtype], Te
     return float((rounded - exact).norm() / exact.norm())
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and report."""
-    options = read_arguments(arguments)
+def measure_generation(options: argparse.Namespace, measured: dict[str, Any]) -> Iterator[None]:
+    """Add figures of generation, one at a time."""
     model = random_model(options.preset, options.device, torch.bfloat16)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    measured: dict[str, Any] = {"preset": options.preset, "parameters": parameters}
-    measured["machine"] = machine(options.device)
-    measured |= generation_speed(model, options.repeats, options.device)
-    measured["stage3_step_ms"] = stage3_step(model, options.repeats, options.device)
+    measured["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    is_over = _deadline(options.minutes)
     measured["bfloat16_error"] = bfloat16_errors(model)
+    yield
+    for name, figures in generation_speed(model, options.repeats, options.device, is_over):
+        measured[name] = figures
+        yield
     if options.device.startswith("cuda"):
         measured["peak_gib"] = torch.cuda.max_memory_allocated(options.device) / GIBIBYTE
+        yield
+
+
+def measure_training(options: argparse.Namespace, measured: dict[str, Any]) -> Iterator[None]:
+    """Add figures of training, one stage and row length at a time."""
+    is_over = _deadline(options.minutes)
+    for compiles in (False, True):
+        steps = training_speed(options.preset, options.device, options.repeats, is_over, compiles)
+        for name, figures in steps:
+            measured[name] = figures
+            yield
+
+
+def _deadline(minutes: float) -> Callable[[], bool]:
+    end = time.monotonic() + 60 * minutes
+    return lambda: time.monotonic() > end
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and report, after every figure to the file and at the end as a table."""
+    options = read_arguments(arguments)
+    measured: dict[str, Any] = {"preset": options.preset, "machine": machine(options.device)}
+    halves = {"train": measure_training, "generate": measure_generation}
+    for half in [options.only] if options.only else halves:
+        for _ in halves[half](options, measured):
+            if options.out is not None:
+                options.out.write_text(json.dumps(measured, indent=1) + "\n")
     report(measured, options.out)
 
 

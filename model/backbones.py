@@ -1,7 +1,9 @@
 """The two parts that transformers implements: vision tower (CLIP) and language model (LLaMA)."""
 
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaForCausalLM
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+from model.text_head import TextHead, with_text_head
 
 # Shape legend: B = batch, T = positions, D = language model width, I = input images, P = positions of one
 # image, W = vision width.
@@ -28,6 +30,10 @@ class VisionTower(nn.Module):
 
 class LanguageModel(LlamaForCausalLM):
     """LLaMA with its head, called with embeddings, because images stand between words."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.lm_head: TextHead = with_text_head(self.get_output_embeddings())
 
     def states(self, embedded_BTD: Tensor, **arguments: Tensor) -> Tensor:
         """Last hidden states, after the final norm, (B, T, D); further arguments are those of LlamaModel."""

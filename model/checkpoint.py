@@ -6,17 +6,17 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from model.config import VargptConfig
 from model.errors import UserError
 from model.manifest import manifest_sha256, verify, write_manifest
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
+from model.vargpt import PARTS
+from model.weight_files import MAX_SHARD
 
 __all__ = ["load_model", "manifest_sha256", "save_model", "verify"]
-
-MAX_SHARD = "5GB"
 
 
 def save_model(model: VargptForConditionalGeneration, processor: VargptProcessor, folder: Path) -> str:
@@ -38,8 +38,9 @@ def load_model(
         dtype: Type of the weights; by default as saved.
     """
     folder = Path(folder)
-    _check_config(folder)
+    read_config(folder)
     try:
+        _refuse_parts_alone(folder)
         # Without a check of our own, transformers would fill what is missing with random numbers.
         model, found = VargptForConditionalGeneration.from_pretrained(
             folder,
@@ -56,7 +57,21 @@ def load_model(
     return model.to(device).eval(), VargptProcessor.from_pretrained(folder, local_files_only=True)
 
 
-def _check_config(folder: Path) -> None:
+def _refuse_parts_alone(folder: Path) -> None:
+    """Raise UserError where whole parts of the model are not there, as in an import that is not complete."""
+    found = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            found |= {name.partition(".")[0] for name in weights.keys()}  # noqa: SIM118 - no dictionary
+    if found and (missing := [part for part in PARTS if part not in found]):
+        raise UserError(
+            f"{folder} is no whole model, it lacks {', '.join(missing)}: complete it with "
+            f"vargpt import-weights --base {folder} ..."
+        )
+
+
+def read_config(folder: Path) -> VargptConfig:
+    """The configuration of a saved model. UserError when the folder is none of ours."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a model: it has no config.json")
@@ -66,3 +81,4 @@ def _check_config(folder: Path) -> None:
         raise UserError(f"{path} is not a configuration: {error}") from None
     if kind != VargptConfig.model_type:
         raise UserError(f"{path} is of a model of type {kind!r}, not {VargptConfig.model_type!r}")
+    return VargptConfig.from_pretrained(folder, local_files_only=True)

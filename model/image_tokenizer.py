@@ -17,6 +17,9 @@ from model.scales import num_tokens
 # Shape legend: B = batch, Z = latent channels, H W = height and width, N = tokens of one scale, L = tokens of
 # all scales, M = tokens of all scales but the first, V = codebook size.
 
+# The parts that only encoding needs.
+ENCODING = ("encoder", "to_latent")
+
 
 class Reconstruction(NamedTuple):
     """One training pass: decoded pixels, not clamped, and the quantizer's result."""
@@ -36,12 +39,27 @@ class ImageTokenizer(nn.Module):
         self.from_latent = conv3(config.latent_dim, config.latent_dim)
         self.quantizer = MultiScaleQuantizer(config)
 
+    def detach_encoder(self) -> nn.ModuleDict:
+        """Take out what only encoding needs, for training on codes; `attach_encoder` puts it back."""
+        taken = nn.ModuleDict({name: getattr(self, name) for name in ENCODING})
+        for name in ENCODING:
+            # The name keeps its place among the others, and weights their order.
+            setattr(self, name, None)
+        return taken
+
+    def attach_encoder(self, taken: nn.ModuleDict) -> None:
+        """Put back what `detach_encoder` took out."""
+        for name, module in taken.items():
+            setattr(self, name, module)
+
     def latent(self, pixels_B3HW: Tensor) -> Tensor:
         """The latent map, before it is quantized, (B, Z, H, W). UserError for images of another size."""
+        if self.encoder is None:
+            raise UserError("this image tokenizer has no encoder now: give codes, not pixels")
         size = self.config.image_size
         if pixels_B3HW.shape[1:] != (3, size, size):
             raise UserError(f"images must be (3, {size}, {size}), got {tuple(pixels_B3HW.shape[1:])}")
-        return self.to_latent(self.encoder(pixels_B3HW))
+        return self.to_latent(self.encoder(pixels_B3HW.to(self.to_latent.weight.dtype)))
 
     def encode(self, pixels_B3HW: Tensor) -> list[Tensor]:
         """Codes of every scale, coarse to fine, each (B, N). UserError for images of another size."""

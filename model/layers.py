@@ -41,13 +41,21 @@ def modulate(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
     return torch.addcmul(shift_B1C, normed_BLC, 1 + scale_B1C)
 
 
+class LinearWithGivenBias(nn.Linear):
+    """A linear map whose bias is given with its input."""
+
+    def forward(self, x_BLC: Tensor, bias_C: Tensor) -> Tensor:
+        """The weight's product, plus the bias."""
+        return F.linear(x_BLC, self.weight, bias_C)
+
+
 class CosineAttention(nn.Module):
     """Attention between unit vectors, each head with a learned softmax scale; keys have no bias."""
 
     def __init__(self, config: VisualDecoderConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.qkv = LinearWithGivenBias(config.width, 3 * config.width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(config.width))
         self.v_bias = nn.Parameter(torch.zeros(config.width))
         log_scale = torch.full((config.num_heads,), math.log(INITIAL_ATTENTION_SCALE))
@@ -59,7 +67,7 @@ class CosineAttention(nn.Module):
     ) -> tuple[Tensor, KeysValues]:
         """Attention of x to itself and to cached keys and values; the output and all keys and values."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv_BL3NH = F.linear(x_BLC, self.qkv.weight, bias).unflatten(2, (3, self.num_heads, -1))
+        qkv_BL3NH = self.qkv(x_BLC, bias).unflatten(2, (3, self.num_heads, -1))
         unit_BL2NH, v_BKNH = F.normalize(qkv_BL3NH[:, :, :2], dim=-1), qkv_BL3NH[:, :, 2]
         scale_N1 = self.log_scale.clamp(max=math.log(MAX_ATTENTION_SCALE)).exp()[:, None]
         q_BLNH = (unit_BL2NH[:, :, 0] * scale_N1).to(v_BKNH.dtype)

@@ -4,6 +4,7 @@ Sums of several batches or processes can be added before they are divided, so th
 step is split. Prompts and padding are not supervised, unlike in the released VARGPT.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -59,3 +60,10 @@ def image_loss(logits_GLV: Tensor, targets: Tensor, scales: tuple[int, ...]) -> 
     sums_K = nats_GL.new_zeros(len(scales)).index_add(0, scale_L, nats_GL.sum(0))
     counts_K = torch.tensor([side * side * len(logits_GLV) for side in scales], device=nats_GL.device)
     return sums_K, counts_K
+
+
+def token_counts(batch: Mapping[str, Tensor], scales: tuple[int, ...]) -> Tensor:
+    """Target tokens of a batch of `loss_sums`: of text, then of each image scale, (1 + K,), on the CPU."""
+    num_text = (batch["labels"][:, 1:] != IGNORED).sum()
+    num_drawings = len(batch.get("codes", batch.get("generation_pixel_values", ())))
+    return torch.tensor([float(num_text), *(float(num_drawings * side * side) for side in scales)])

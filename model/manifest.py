@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from model.errors import UserError
@@ -10,14 +13,23 @@ from model.errors import UserError
 MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
 LINEAGE = "lineage.json"
+WEIGHTS_SUFFIX = ".safetensors"
 # Written after the manifest on purpose: the marker and the lineage record both quote its hash.
 UNLISTED = frozenset({MANIFEST, COMPLETE, LINEAGE})
+# Files hashed at the same time: a core hashes half a gigabyte a second or more, a disk reads several.
+HASHING_THREADS = 8
 
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of the content of one file, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_files(files: Mapping[str, Path]) -> dict[str, str]:
+    """SHA-256 of the content of many files at once, by the names that they are given under."""
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        return dict(zip(files, pool.map(sha256_file, files.values()), strict=True))
 
 
 def _listed_files(folder: Path) -> dict[str, Path]:
@@ -30,12 +42,16 @@ def _listed_files(folder: Path) -> dict[str, Path]:
     }
 
 
-def write_manifest(folder: Path) -> str:
-    """Write manifest.json for everything in the folder, flushed to the disk, and return its own SHA-256."""
-    entries = {
-        name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-        for name, path in _listed_files(folder).items()
-    }
+def write_manifest(folder: Path, hashes: Mapping[str, str] | None = None) -> str:
+    """Write manifest.json for everything in the folder, flushed to the disk, and return its own SHA-256.
+
+    Args:
+        hashes: SHA-256 of files by name, as far as they are known; others are read.
+    """
+    files = _listed_files(folder)
+    unread = {name: path for name, path in files.items() if not hashes or name not in hashes}
+    known = {**(hashes or {}), **sha256_files(unread)}
+    entries = {name: {"sha256": known[name], "bytes": path.stat().st_size} for name, path in files.items()}
     with (folder / MANIFEST).open("w", encoding="ascii") as file:
         file.write(json.dumps(entries, indent=1, sort_keys=True) + "\n")
         file.flush()
@@ -63,8 +79,36 @@ def read_manifest(folder: Path) -> dict[str, dict[str, str | int]]:
         raise UserError(f"{path} is not a manifest: {error}") from None
 
 
-def verify(folder: Path) -> None:
-    """Raise a UserError that names the first file which is missing, altered, or not in the manifest."""
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """Give a file a second name, which takes no room; copy it where the file system cannot do that.
+
+    Neither name may be written to afterwards, only replaced: both are the same bytes.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def link_published(source: Path, target: Path) -> None:
+    """Put what the manifest of a folder names, and nothing else, into another folder; no hash is checked.
+
+    Weights are hard links, which take no room; small files, which somebody may edit in place, are copied. The
+    manifest comes last: a folder that has one is whole.
+    """
+    for name in (*sorted(read_manifest(source)), MANIFEST):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).unlink(missing_ok=True)
+        put = link_or_copy if name.endswith(WEIGHTS_SUFFIX) else shutil.copyfile
+        put(source / name, target / name)
+
+
+def verify(folder: Path, only: frozenset[str] | None = None) -> None:
+    """Raise a UserError that names the first file which is missing, altered, or not in the manifest.
+
+    Args:
+        only: Read these files alone; of the others, name and size are checked.
+    """
     folder = Path(folder)
     entries, found = read_manifest(folder), _listed_files(folder)
     if missing := sorted(entries.keys() - found.keys()):
@@ -74,5 +118,10 @@ def verify(folder: Path) -> None:
     for name, entry in entries.items():
         if (size := found[name].stat().st_size) != entry["bytes"]:
             raise UserError(f"{found[name]} has {size} bytes, the manifest says {entry['bytes']}")
-        if (digest := sha256_file(found[name])) != entry["sha256"]:
-            raise UserError(f"{found[name]} has SHA-256 {digest}, the manifest says {entry['sha256']}")
+    for name, digest in sha256_files(
+        {name: found[name] for name in entries if only is None or name in only}
+    ).items():
+        if digest != entries[name]["sha256"]:
+            raise UserError(
+                f"{found[name]} has SHA-256 {digest}, the manifest says {entries[name]['sha256']}"
+            )

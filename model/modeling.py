@@ -4,7 +4,9 @@ classes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMultimodalLM
 from transformers.utils import ModelOutput
@@ -13,10 +15,13 @@ from model.config import VargptConfig
 from model.errors import UserError
 from model.generation.generate import Reply, Request, generate
 from model.losses import IGNORED, LossSums, image_loss, text_loss
-from model.vargpt import Prediction, TargetImages, Vargpt
+from model.vargpt import Prediction, TargetImages, Vargpt, without_effect
 
-# Shape legend: B = batch, T = positions, G = drawn images, L = image tokens, V = vocabulary or codebook size,
-# P = supervised positions.
+# Shape legend: B = batch, T = positions, D = language model width, G = drawn images, L = image tokens,
+# V = vocabulary or codebook size, P = supervised positions.
+
+# Whether the text loss has a gradient, is computed without one, or not at all.
+TextLoss = Literal["learned", "measured", "none"]
 
 
 @dataclass
@@ -45,6 +50,8 @@ class VargptForConditionalGeneration(Vargpt):
         labels: Tensor | None = None,
         codes: Tensor | None = None,
         unconditional: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        force_all_modules: bool = False,
     ) -> VargptOutput:
         """Teacher-forced pass over a batch of any kinds of samples: understanding, drawing, mixed, text only.
 
@@ -55,16 +62,21 @@ class VargptForConditionalGeneration(Vargpt):
                 positions.
             codes: Images to draw as codes, (G, L), in place of their pixels.
             unconditional: (G,) True where an image to draw opens with the null start.
+            position_ids: (B, T), of rows that hold several samples (`batches.packed`).
+            force_all_modules: As in `loss_sums`.
         """
         targets = TargetImages(pixels=generation_pixel_values, codes=codes, unconditional=unconditional)
-        prediction = self.predict(input_ids, attention_mask, pixel_values, targets)
+        prediction = self.predict(
+            input_ids, attention_mask, pixel_values, targets, position_ids, force_all_modules
+        )
         logits = self.text_logits(prediction.hidden)
         output = VargptOutput(
             logits=logits, image_logits=prediction.image_logits, image_codes=prediction.image_codes
         )
         if labels is not None:
             is_supervised, targets_P = _next_tokens(input_ids, labels)
-            sums = self._loss_sums(prediction, logits[:, :-1][is_supervised], targets_P)
+            text, num_text = text_loss(logits[:, :-1][is_supervised], targets_P)
+            sums = self._with_image_loss(prediction, text, num_text)
             output.loss = sums.mean()
             output.text_loss = sums.text_mean
             output.image_loss = sums.image_mean
@@ -82,11 +94,21 @@ class VargptForConditionalGeneration(Vargpt):
         unconditional: Tensor | None = None,
         replacements: Tensor | None = None,
         softness: float = 0.0,
+        position_ids: Tensor | None = None,
+        text: TextLoss = "learned",
+        force_all_modules: bool = False,
     ) -> LossSums:
-        """Sums and counts for training, of a batch as the processor collates it.
+        """Sums and counts for training, of a batch as `batches` makes it.
 
-        The head is applied at supervised positions only, which saves most of its time. Arguments are those of
-        `forward` and of `TargetImages`.
+        The head is applied at supervised positions only, which saves most of its time, and never to all of
+        them at once (`TextHead`). Other arguments are those of `forward` and of `TargetImages`.
+
+        Args:
+            text: `measured` computes the text loss without a gradient, for where text has no weight; `none`
+                does not compute it, and counts no text.
+            force_all_modules: Run those too for which the batch has no images, so that every weight has a
+                gradient, of zero at least. Engines that exchange weights or gradients module by module need
+                that when the batches of processes differ in kind.
         """
         targets = TargetImages(
             pixels=generation_pixel_values,
@@ -95,17 +117,30 @@ class VargptForConditionalGeneration(Vargpt):
             replacements=replacements,
             softness=softness,
         )
-        prediction = self.predict(input_ids, attention_mask, pixel_values, targets)
-        is_supervised, targets_P = _next_tokens(input_ids, labels)
-        logits_PV = self.text_logits(prediction.hidden[:, :-1][is_supervised])
-        return self._loss_sums(prediction, logits_PV, targets_P)
+        prediction = self.predict(
+            input_ids, attention_mask, pixel_values, targets, position_ids, force_all_modules
+        )
+        nats, num_text = self._text_loss(prediction.hidden, input_ids, labels, text)
+        return self._with_image_loss(prediction, nats, num_text)
 
-    def _loss_sums(self, prediction: Prediction, logits_PV: Tensor, targets_P: Tensor) -> LossSums:
-        text, num_text = text_loss(logits_PV, targets_P)
+    def _text_loss(
+        self, hidden_BTD: Tensor, input_ids: Tensor, labels: Tensor, use: TextLoss
+    ) -> tuple[Tensor, Tensor]:
+        is_supervised, targets_P = _next_tokens(input_ids, labels)
+        num_text = torch.tensor(len(targets_P), device=hidden_BTD.device)
+        if use == "none":
+            return hidden_BTD.new_zeros((), dtype=torch.float32), torch.zeros_like(num_text)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and use == "learned"):
+            hidden_PD = hidden_BTD[:, :-1][is_supervised]
+            return self.language_model.lm_head(hidden_PD, targets_P), num_text
+
+    def _with_image_loss(self, prediction: Prediction, text: Tensor, num_text: Tensor) -> LossSums:
         scales = self.config.scales
         if prediction.image_logits is None:
             zeros = text.new_zeros(len(scales))
-            return LossSums(text, num_text, zeros, zeros)
+            if prediction.idle_logits is None:
+                return LossSums(text, num_text, zeros, zeros)
+            return LossSums(text, num_text, without_effect(zeros, prediction.idle_logits), zeros)
         soft_targets = prediction.image_soft_targets
         targets = prediction.image_codes if soft_targets is None else soft_targets
         image, num_image = image_loss(prediction.image_logits, targets, scales)

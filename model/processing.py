@@ -5,7 +5,6 @@ Training and serving both use it, so they cannot differ in template, token ids o
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from model.batches import Encoded, pad, padded
 from model.config import VargptConfig
 from model.errors import UserError
 from model.generation.generate import Reply, Request
@@ -22,22 +22,7 @@ from model.messages import CHAT_TEMPLATE, VICUNA_SYSTEM, Conversation, check_pro
 from model.text_tokenizer import IMAGE, IMAGE_END, IMAGE_GEN, IMAGE_PAD, IMAGE_START
 from model.transforms import drawn_pixels, picture, vision_pixels
 
-# Shape legend: T = positions, I = input images, G = drawn images.
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One training sample: ids and labels (T,), input images (I, 3, H, W), drawn images (G, 3, H, W) in [-1,
-    1].
-
-    An unconditional sample has the empty instruction and opens its image with the null start, for guidance.
-    """
-
-    input_ids: Tensor
-    labels: Tensor
-    pixel_values: Tensor
-    generation_pixel_values: Tensor
-    is_unconditional: bool = False
+# Shape legend: T = positions, I = input images, G = drawn images, L = image tokens.
 
 
 class VargptProcessor(ProcessorMixin):
@@ -96,7 +81,11 @@ class VargptProcessor(ProcessorMixin):
         _check_count(len(pictures), sum(prompt.count(IMAGE) for prompt in texts))
         if wrong := [image for image in pictures if not isinstance(image, Image.Image)]:
             raise UserError(f"images must be pictures of Pillow, got {type(wrong[0]).__name__}")
-        data = self._padded([self._ids(prompt) for prompt in texts])
+        rows = [self._ids(prompt) for prompt in texts]
+        data = {
+            "input_ids": pad(rows, self.tokenizer.pad_token_id),
+            "attention_mask": pad([torch.ones_like(row) for row in rows], 0),
+        }
         if pictures:
             data["pixel_values"] = self._vision_pixels(pictures)
         return BatchFeature(data)
@@ -126,29 +115,37 @@ class VargptProcessor(ProcessorMixin):
             generation_pixel_values=self.drawn(drawn) if drawn else None,
         )
 
-    def encode(self, messages: Conversation, images: Sequence[Image.Image]) -> Encoded:
+    def encode(self, messages: Conversation, images: Sequence[Image.Image | Tensor]) -> Encoded:
         """A training sample of a whole conversation; supervised are the assistant's words, image starts and
         ends.
 
         Args:
-            images: In the order of their `<image>` and `<image_gen>` placeholders. UserError when they differ
-                in number.
+            images: In the order of their `<image>` and `<image_gen>` placeholders; drawn ones may be given as
+                their codes, (L,), then all of them. UserError when images and placeholders differ in number.
         """
-        check_roles(messages)
-        placeholders = re.findall(f"{IMAGE}|{IMAGE_GEN}", self.render(messages))
+        ids, labels, placeholders = self.encode_text(messages)
         _check_count(len(images), len(placeholders))
+        pairs = list(zip(placeholders, images, strict=True))
+        inputs = self._vision_pixels([image for placeholder, image in pairs if placeholder == IMAGE])
+        return Encoded(ids, labels, inputs, *self._drawn_as_given([i for p, i in pairs if p == IMAGE_GEN]))
+
+    def encode_text(self, messages: Conversation) -> tuple[Tensor, Tensor, list[str]]:
+        """What `encode` makes of the words: ids and labels, (T,), and the placeholders in their order."""
+        check_roles(messages)
+        turns = self._turns(messages)
         ids, labels = [], []
-        for turn, is_answer in self._turns(messages):
+        for turn, is_answer in turns:
             turn_ids = self._ids(turn)
             ids.append(turn_ids)
             labels.append(self._labels(turn_ids) if is_answer else torch.full_like(turn_ids, IGNORED))
-        pairs = list(zip(placeholders, images, strict=True))
-        return Encoded(
-            torch.cat(ids),
-            torch.cat(labels),
-            self._vision_pixels([image for placeholder, image in pairs if placeholder == IMAGE]),
-            self.drawn([image for placeholder, image in pairs if placeholder == IMAGE_GEN]),
-        )
+        placeholders = re.findall(f"{IMAGE}|{IMAGE_GEN}", "".join(turn for turn, _ in turns))
+        return torch.cat(ids), torch.cat(labels), placeholders
+
+    def _drawn_as_given(self, drawn: Sequence[Image.Image | Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Drawn images as pixels, (G, 3, H, W), or as codes, (G, L), and no pixels."""
+        if drawn and isinstance(drawn[0], Tensor):
+            return self.drawn([]), torch.stack(list(drawn))
+        return self.drawn(drawn), None
 
     def _turns(self, messages: Conversation) -> list[tuple[str, bool]]:
         """The rendered conversation cut into turns, and whether each is the assistant's.
@@ -162,12 +159,18 @@ class VargptProcessor(ProcessorMixin):
             length = len(text)
         return turns
 
-    def encode_unconditional(self, image: Image.Image) -> Encoded:
-        """A training sample that draws an image after the empty instruction; no words are supervised."""
-        prompt = torch.tensor(self.null_prompt())
-        ids = torch.cat([prompt, self._ids(IMAGE_GEN)])
-        pixels, no_pixels = self.drawn([image]), self._vision_pixels([])
-        return Encoded(ids, torch.full_like(ids, IGNORED), no_pixels, pixels, is_unconditional=True)
+    def encode_unconditional(self, image: Image.Image | Tensor) -> Encoded:
+        """A training sample that draws an image, or its codes, after the empty instruction; no words are
+        supervised.
+        """
+        ids = torch.cat([torch.tensor(self.null_prompt()), self._ids(IMAGE_GEN)])
+        labels, no_pixels = torch.full_like(ids, IGNORED), self._vision_pixels([])
+        return Encoded(ids, labels, no_pixels, *self._drawn_as_given([image]), is_unconditional=True)
+
+    def empty_sample(self) -> Encoded:
+        """A sample of one token, without images or loss, for a process with fewer batches than others."""
+        ids = torch.tensor(self.null_prompt()[:1])
+        return Encoded(ids, torch.full_like(ids, IGNORED), self._vision_pixels([]), self.drawn([]))
 
     def _labels(self, ids: Tensor) -> Tensor:
         pad = self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
@@ -188,21 +191,9 @@ class VargptProcessor(ProcessorMixin):
         rows = [drawn_pixels(image, self.drawn_size, self.crop_margin) for image in images]
         return torch.stack(rows) if rows else torch.zeros(0, 3, self.drawn_size, self.drawn_size)
 
-    def _padded(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {
-            "input_ids": _pad(rows, self.tokenizer.pad_token_id),
-            "attention_mask": _pad([torch.ones_like(row) for row in rows], 0),
-        }
-
     def collate(self, samples: Sequence[Encoded]) -> dict[str, Tensor]:
         """A batch of samples of any kinds, padded on the right: the arguments of the model's `loss_sums`."""
-        batch = self._padded([sample.input_ids for sample in samples])
-        batch["labels"] = _pad([sample.labels for sample in samples], IGNORED)
-        batch["pixel_values"] = torch.cat([sample.pixel_values for sample in samples])
-        batch["generation_pixel_values"] = torch.cat([sample.generation_pixel_values for sample in samples])
-        unconditional = [s.is_unconditional for s in samples for _ in s.generation_pixel_values]
-        batch["unconditional"] = torch.tensor(unconditional, dtype=torch.bool)
-        return batch
+        return padded(samples, self.tokenizer.pad_token_id)
 
     def segments(self, reply: Reply) -> list[tuple[str, str | Image.Image]]:
         """The parts of a reply in order: ("text", text) or ("image", image)."""
@@ -229,10 +220,6 @@ class VargptProcessor(ProcessorMixin):
 def _check_count(num_images: int, num_placeholders: int) -> None:
     if num_images != num_placeholders:
         raise UserError(f"images: {num_images} given for {num_placeholders} placeholders")
-
-
-def _pad(rows: Sequence[Tensor], value: int) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
 
 
 AutoProcessor.register(VargptConfig, VargptProcessor)

@@ -1,11 +1,13 @@
-"""Special tokens and placeholders, and the byte-level BPE tokenizer of a model trained from nothing."""
+"""Special tokens and placeholders; text tokenizers: trained from nothing, or the published one."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from model.config import VargptConfig
+from model.errors import UserError
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 # Stand in a conversation for an input image and for a drawn one. The first is a token, which the processor
@@ -39,4 +41,31 @@ def build_text_tokenizer(texts: Iterable[str], config: VargptConfig) -> PreTrain
         clean_up_tokenization_spaces=False,
     )
     assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == list(range(len(SPECIAL_TOKENS)))
+    return tokenizer
+
+
+def published_text_tokenizer(folder: Path, config: VargptConfig) -> PreTrainedTokenizerBase:
+    """LLaVA's text tokenizer, or that of a released VARGPT, with the three tokens of drawings.
+
+    UserError when the folder has none that can be read, or it numbers a token otherwise than the config.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no text tokenizer that can be read: {error}") from error
+    # The space before a drawing is part of its start token.
+    drawing_tokens = [
+        AddedToken(token, special=True, normalized=False, lstrip=token == IMAGE_START)
+        for token in (IMAGE_START, IMAGE_END, IMAGE_PAD)
+    ]
+    tokenizer.add_tokens(drawing_tokens, special_tokens=True)
+    expected_ids = {
+        IMAGE: config.image_token_id,
+        IMAGE_START: config.image_start_token_id,
+        IMAGE_END: config.image_end_token_id,
+        IMAGE_PAD: config.image_pad_token_id,
+    }
+    for token, expected in expected_ids.items():
+        if (found := tokenizer.convert_tokens_to_ids(token)) != expected:
+            raise UserError(f"the text tokenizer of {folder} numbers {token} {found}, expected {expected}")
     return tokenizer

@@ -27,6 +27,18 @@ from model.visual_decoder import DecoderCache, VisualDecoder
 # channels, V = codebook size.
 
 
+# The parts of the model, by the names of its modules.
+PARTS = (
+    "vision_tower",
+    "understanding_projector",
+    "language_model",
+    "generation_input_projector",
+    "generation_output_projector",
+    "visual_decoder",
+    "image_tokenizer",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TargetImages:
     """The images that a batch should draw, as pixels or as codes, and how they are taught.
@@ -65,12 +77,14 @@ class Prediction:
 
     Last hidden states of the language model, (B, T, D); and, where there are images to draw, the logits of
     their codes, (G, L, V), the right codes, (G, L), and soft labels, (G, L, V), where targets are soft.
+    `idle_logits` are those of no image: the decoder ran for its own sake (`force_all_modules`).
     """
 
     hidden: Tensor
     image_logits: Tensor | None = None
     image_codes: Tensor | None = None
     image_soft_targets: Tensor | None = None
+    idle_logits: Tensor | None = None
 
 
 class Vargpt(PreTrainedModel):
@@ -86,6 +100,8 @@ class Vargpt(PreTrainedModel):
     _supports_flex_attn = True
     supports_gradient_checkpointing = True
     _tied_weights_keys: ClassVar[dict[str, str]] = {}
+    # Whatever type the model is loaded in: in bfloat16 3 of 100 codes of an image come out differently.
+    _keep_in_fp32_modules_strict: ClassVar[set[str]] = {"image_tokenizer"}
 
     def __init__(self, config: VargptConfig) -> None:
         super().__init__(config)
@@ -139,18 +155,31 @@ class Vargpt(PreTrainedModel):
         return self.visual_decoder.embed(cond_GC, decoder_input_GMZ), cond_GC
 
     def embed(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_tokens_GLC: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_tokens_GLC: Tensor | None = None,
+        idle_pixels: Tensor | None = None,
+        idle_tokens_GLC: Tensor | None = None,
     ) -> Tensor:
         """Embeddings of words, input images and images to draw, each at its positions, (B, T, D).
 
         UserError when images and their positions in `input_ids` differ in number.
+
+        Args:
+            idle_pixels, idle_tokens_GLC: In place of images that a batch lacks: their modules run, in the
+                same order as with images, with no effect.
         """
         embedded_BTD = self.language_model.get_input_embeddings()(input_ids)
         features = projected = None
         if pixel_values is not None and len(pixel_values):
             features = self.image_features(pixel_values)
+        elif idle_pixels is not None:
+            embedded_BTD = without_effect(embedded_BTD, self.image_features(idle_pixels))
         if image_tokens_GLC is not None:
             projected = self.generation_input_projector(image_tokens_GLC).flatten(0, 1)
+        elif idle_tokens_GLC is not None:
+            embedded_BTD = without_effect(embedded_BTD, self.generation_input_projector(idle_tokens_GLC))
         is_input_BT = input_ids == self.config.image_token_id
         is_drawn_BT = input_ids == self.config.image_pad_token_id
         embedded_BTD = _put(embedded_BTD, is_input_BT, features, "pixel_values")
@@ -170,14 +199,31 @@ class Vargpt(PreTrainedModel):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         target_images: TargetImages | None = None,
+        position_ids: Tensor | None = None,
+        force_all_modules: bool = False,
     ) -> Prediction:
-        """Teacher-forced pass over sequences with any number of input images and images to draw each."""
-        targets = image_tokens_GLC = cond_GC = None
+        """Teacher-forced pass over sequences with any number of input images and images to draw each.
+
+        Rows of several samples (`batches.packed`) have positions, (B, T), that start anew with each, and no
+        attention mask.
+
+        Args:
+            force_all_modules: Run those too for which the batch has no images, with no effect.
+        """
+        targets = image_tokens_GLC = cond_GC = idle_tokens_GLC = None
         if target_images is not None and target_images.count:
             targets = self._teacher_forcing(target_images)
             image_tokens_GLC, cond_GC = self.embed_images(targets.decoder_input, target_images.unconditional)
-        embedded_BTD = self.embed(input_ids, pixel_values, image_tokens_GLC)
-        hidden_BTD = self.language_model.states(embedded_BTD, attention_mask=attention_mask, use_cache=False)
+        elif force_all_modules:
+            idle_tokens_GLC, cond_GC = self.embed_images(self._idle_decoder_input())
+        idle_pixels = self._idle_pixels() if force_all_modules else None
+        embedded_BTD = self.embed(input_ids, pixel_values, image_tokens_GLC, idle_pixels, idle_tokens_GLC)
+        hidden_BTD = self.language_model.states(
+            embedded_BTD, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        )
+        if idle_tokens_GLC is not None:
+            idle_GLD = hidden_BTD[:1, :1].expand(1, self.config.num_image_tokens, -1)
+            return Prediction(hidden_BTD, idle_logits=self.image_logits(idle_GLD, cond_GC))
         if targets is None:
             return Prediction(hidden_BTD)
         is_drawn_BT = input_ids == self.config.image_pad_token_id
@@ -185,11 +231,26 @@ class Vargpt(PreTrainedModel):
         logits_GLV = self.image_logits(drawn_GLD, cond_GC)
         return Prediction(hidden_BTD, logits_GLV, targets.codes, targets.soft_targets)
 
+    def _idle_pixels(self) -> Tensor:
+        """One black input image."""
+        size = self.config.vision_config.image_size
+        return torch.zeros(1, 3, size, size, device=self.device, dtype=self.dtype)
+
+    def _idle_decoder_input(self) -> Tensor:
+        """The decoder's input for one image whose vectors are all zero."""
+        length, width = self.config.num_image_tokens - 1, self.config.image_tokenizer_config.latent_dim
+        return torch.zeros(1, length, width, device=self.device)
+
     @torch.no_grad()
     def _teacher_forcing(self, images: TargetImages) -> TeacherForcing:
         if images.codes is not None:
             return TeacherForcing(images.codes, self.image_tokenizer.decoder_input(images.codes))
         return teacher_forcing(self.image_tokenizer, images.pixels, images.replacements, images.softness)
+
+
+def without_effect(x: Tensor, unused: Tensor) -> Tensor:
+    """x, on which `unused` now depends with a gradient of zero."""
+    return x + 0 * unused.sum().to(x.dtype)
 
 
 def _put(embedded_BTD: Tensor, is_image_BT: Tensor, vectors: Tensor | None, name: str) -> Tensor:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Resolves pyproject.toml into requirements/{all,training,serving}-{cpu,cuda}.txt, with hashes, for Python 3.11 to 3.13.
+# Resolves pyproject.toml into requirements/{all,base,training,serving}-{cpu,cuda}.txt, with hashes, for Python 3.11 to 3.13.
 #
 # Versions stay as they are unless pyproject.toml forces others; arguments go to uv (--upgrade-package mlflow). CPU_TORCH
 # says where the CPU build of torch comes from, as `make lock` finds it. Hashes of wheels that this place does not offer
@@ -23,12 +23,15 @@ part() {
 unset UV_FIND_LINKS UV_TORCH_BACKEND
 everything=(--extra train --extra cluster --extra serve --extra package --extra deepspeed --extra dev)
 resolve uv.in --output-file uv.txt
+resolve mlflow.in --constraint uv.in --output-file mlflow.txt "$@"
 (
   export "$CPU_TORCH"
   resolve ../pyproject.toml --constraint uv.in --constraint torch-cpu.in --output-file all-cpu.txt "${everything[@]}" "$@"
+  part base cpu --constraint torch-cpu.in
   part training cpu --constraint torch-cpu.in --extra train
   part serving cpu --constraint torch-cpu.in --extra serve
 )
 resolve ../pyproject.toml --constraint uv.in --output-file all-cuda.txt "${everything[@]}" "$@"
+part base cuda
 part training cuda --extra train --extra deepspeed
 part serving cuda --extra serve

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from model.checkpoint import load_model
+from model.cpu_kernels import multiplies_bfloat16, widen_linear_maps
 from model.errors import UserError
 from model.generation.generate import Request, generate
 from model.generation.sampling import SamplingParams
@@ -37,13 +38,17 @@ def load_model_for_serving(
     facts: dict[str, Any] | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    warms_up: bool = True,
 ) -> LoadedModel:
     """Loads a published model and answers a first request with it.
+
+    On a CPU, weights in the type that they are stored in are mapped from the disk, not read into memory.
 
     Args:
         facts: What the caller knows of the origin beyond the record beside the weights.
         device: As torch names it; by default the first GPU, or the CPU when there is none.
         dtype: Name of a torch dtype; by default as saved.
+        warms_up: Whether to draw and write before the first client asks, which takes minutes on a CPU at 7b.
     """
     started = time.monotonic()
     folder = Path(folder)
@@ -51,6 +56,8 @@ def load_model_for_serving(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, processor = load_model(folder, dtype=_torch_dtype(dtype), device=device)
     model.eval()
+    if device == "cpu" and not multiplies_bfloat16():
+        widen_linear_maps(model)
     card = _card(folder, model.config.image_size, facts or {})
     engine = Engine(functools.partial(generate, model), limits, is_fatal)
     engine.start()
@@ -62,7 +69,8 @@ def load_model_for_serving(
         num_image_tokens=model.config.num_image_tokens,
         context=model.config.text_config.max_position_embeddings,
     )
-    warm_up(engine, request_builder)
+    if warms_up:
+        warm_up(engine, request_builder)
     logger.info("model %s ready on %s in %.1f s", card.version, device, time.monotonic() - started)
     return LoadedModel(card, engine, request_builder, shared_processor)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError, redact
-from model.manifest import LINEAGE, MANIFEST, manifest_sha256, read_manifest, verify
+from model.manifest import LINEAGE, MANIFEST, link_published, manifest_sha256, verify
 
 NAME = "vargpt"
 WEIGHTS = "weights"  # folder inside the stored model: the store adds a file of its own beside it
@@ -75,7 +75,7 @@ def package(
 
 
 def fetch(tracking_uri: str, model_uri: str, scratch: Path) -> Fetched:
-    """Downloads a registered version and reads its lineage.
+    """A registered version, where it lies on this machine or downloaded to `scratch`, and its lineage.
 
     Raises:
         UserError: the version cannot be had, or its files are not those that were registered.
@@ -97,7 +97,7 @@ def fetch(tracking_uri: str, model_uri: str, scratch: Path) -> Fetched:
         registered = client.get_model_version(name, number).tags.get(WEIGHTS_TAG)
         # Not "models:/...": MLflow would look that up in its default registry, whatever address it is given.
         source = client.get_model_version_download_uri(name, number)
-        downloaded = Path(
+        downloaded = _local_artifacts(source, tracking_uri) or Path(
             download_artifacts(artifact_uri=source, dst_path=str(scratch), tracking_uri=tracking_uri)
         )
     except (MlflowException, SQLAlchemyError, OSError) as error:
@@ -108,6 +108,19 @@ def fetch(tracking_uri: str, model_uri: str, scratch: Path) -> Fetched:
     if (weights := manifest_sha256(folder)) != registered:
         raise UserError(f"{model_uri} was registered with weights {registered}, its files are {weights}")
     return Fetched(folder, {**read_lineage(folder), "model_version": str(number)}, name)
+
+
+def _local_artifacts(source: str, tracking_uri: str) -> Path | None:
+    """The folder that an artifact address of MLflow names; None where it is not on this machine's disks."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    repository = get_artifact_repository(source, tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    # Addresses of runs and of models are resolved by a repository around the one that holds the files.
+    repository = getattr(repository, "repo", repository)
+    if not isinstance(repository, LocalArtifactRepository) or not Path(repository.artifact_dir).is_dir():
+        return None
+    return Path(repository.artifact_dir)
 
 
 def _set_mlflow_defaults() -> None:
@@ -203,21 +216,20 @@ def _store_weights(fetched: Fetched) -> str:
 
     tag = f"{NAME}:v{fetched.version}-{fetched.lineage['weights_sha256'][:12]}"
     try:
-        return str(bentoml.models.get(tag).tag)
+        stored = bentoml.models.get(tag)
     except NotFound:
-        with bentoml.models.create(tag, labels=lineage_labels(fetched.lineage)) as stored:
-            folder = Path(stored.path) / WEIGHTS
-            copy_published(fetched.folder, folder)
-            (folder / LINEAGE).write_text(json.dumps(fetched.lineage, indent=1) + "\n", encoding="utf-8")
-        return str(stored.tag)
-
-
-def copy_published(source: Path, target: Path) -> None:
-    """Copies what the manifest names, and nothing else, and verifies the copy."""
-    for name in (*read_manifest(source), MANIFEST):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, target / name)
-    verify(target)
+        with bentoml.models.create(tag, labels=lineage_labels(fetched.lineage)):
+            # The store copies what is put in here; weights are linked into its own folder afterwards.
+            pass
+        stored = bentoml.models.get(tag)
+    folder = Path(stored.path) / WEIGHTS
+    if not folder.is_dir():
+        beside = folder.with_name(f".{WEIGHTS}.new")
+        link_published(fetched.folder, beside)
+        verify(beside)
+        (beside / LINEAGE).write_text(json.dumps(fetched.lineage, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, folder)
+    return str(stored.tag)
 
 
 def _source_files(root: Path) -> Iterator[Path]:

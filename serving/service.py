@@ -53,6 +53,7 @@ class VargptService:
                 facts=facts,
                 device=os.environ.get("VARGPT_DEVICE"),
                 dtype=os.environ.get("VARGPT_DTYPE"),
+                warms_up=os.environ.get("VARGPT_WARM_UP", "1") != "0",
             )
         except Exception as error:  # the border of the thread: the reason must reach log, clients and probes
             logger.exception("the model could not be loaded")

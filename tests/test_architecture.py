@@ -22,6 +22,7 @@ MODEL_NEEDS = {
     "tokenizers",
     "huggingface_hub",
     "flash_attn",
+    "liger_kernel",
 }
 # What transformers itself needs.
 OF_TRANSFORMERS = {"tokenizers", "huggingface_hub"}
@@ -31,13 +32,16 @@ FLOORS = (
     {"tracking", "checkpoints"},
     {"data"},
     {"digits", "optimization"},
-    {"registry", "tiny"},
+    {"registry", "tiny", "engines"},
+    {"planning"},
     {"stages", "backbones", "evaluation"},
-    {"launching"},
+    {"launching", "cluster", "runs"},
+    {"submission"},
+    {"deployment"},
     {"commands"},
 )
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-FOR_ALL = {"params", "precision", "errors", "run_context", "parent_death"}
+FOR_ALL = {"params", "params_file", "precision", "errors", "run_context", "parent_death"}
 
 
 def sources(package):

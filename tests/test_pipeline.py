@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from training.params import load_params
+from training.params_file import write_resolved
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -19,6 +20,7 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 DECIDES = {
     "prepare": "training.digits.prepare",
     "backbones": "training.backbones.build",
+    "encode": "training.data.code_encoding",
     "stage1": "training.stages.run",
     "stage2": "training.stages.run",
     "stage3": "training.stages.run",
@@ -28,8 +30,10 @@ DECIDES = {
 BOOKKEEPING = {
     "training.tracking",
     "training.registry",
+    "training.planning",
     "training.checkpoints",
     "training.params",
+    "training.params_file",
     "training.errors",
     "training.run_context",
     "training.parent_death",
@@ -87,17 +91,26 @@ def test_a_stage_follows_the_rooms_that_decide_what_it_makes_and_no_others(stage
 
 def test_every_parameter_is_followed_by_the_stage_that_reads_it():
     sections = set(load_params(ROOT / "params.yaml").model_dump())
-    followed = {
-        name for stage in PIPELINE.values() for name in stage.get("params", ()) if isinstance(name, str)
-    }
+    followed = {stage: params_of(stage, "artifacts/params.json") for stage in DECIDES}
 
-    assert sections - followed == {"joint", "promote"}  # neither is a stage of the pipeline
-    for stage, facts in PIPELINE.items():
-        assert stage in ("code", "share") or "size" in facts["params"], stage
-        if stage in sections:
-            assert {stage, f"smoke.{stage}"} <= set(
-                filter(lambda name: isinstance(name, str), facts["params"])
-            )
+    # Neither `joint` nor promotion is a stage of the pipeline, and where stages run decides nothing.
+    assert sections - set().union(*followed.values()) == {"joint", "promote", "launcher", "cluster"}
+    for stage, names in followed.items():
+        assert "size" in names and (stage in ("encode", "evaluate") or stage in names)
+
+
+def test_a_stage_follows_the_parameters_of_its_size_alone(tmp_path):
+    write_resolved(ROOT / "params.yaml", tmp_path / "params.json")
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["smoke"]["stage1"]["steps"] += 1
+    values["7b"]["stage1"]["steps"] += 1
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+
+    write_resolved(tmp_path / "params.yaml", tmp_path / "other.json")
+
+    resolved = json.loads((tmp_path / "params.json").read_text())
+    assert json.loads((tmp_path / "other.json").read_text()) == resolved
+    assert resolved["stage1"]["micro_batch"] == values["stage_defaults"]["micro_batch"]
 
 
 def test_each_stage_starts_from_the_weights_of_the_one_before():

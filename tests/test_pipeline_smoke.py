@@ -88,7 +88,7 @@ def played(tmp_path_factory):
 
 def test_a_fresh_clone_pulls_and_reproduces_with_dvc_alone(played):
     assert "1 file added" in played.pulled
-    for stage in ("prepare", "backbones", "stage1", "stage2", "stage3", "share", "evaluate"):
+    for stage in ("prepare", "backbones", "encode", "stage1", "stage2", "stage3", "share", "evaluate"):
         assert f"Running stage '{stage}'" in played.reproduced
     assert "Running stage" not in played.log, "the demo has nothing left to train"
 

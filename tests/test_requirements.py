@@ -13,6 +13,7 @@ FOLDER = ROOT / "requirements"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PARTS = {
     "all": ["train", "cluster", "serve", "package", "deepspeed", "dev"],
+    "base": [],
     "training": ["train"],
     "serving": ["serve"],
 }
@@ -40,7 +41,7 @@ def versions(name: str) -> dict[str, set[str]]:
     }
 
 
-@pytest.mark.parametrize("name", [*LOCKS, "uv"])
+@pytest.mark.parametrize("name", [*LOCKS, "uv", "mlflow"])
 def test_every_package_is_one_version_known_by_its_hashes(name):
     for package, pins in locked(name).items():
         for pin, hashes in pins:
@@ -87,7 +88,7 @@ def test_a_cpu_lock_knows_the_cpu_build_of_torch_for_every_python_that_we_suppor
 
 def test_uv_is_one_exact_version_everywhere():
     [(pin, _)] = locked("uv")["uv"]
-    installers = ["Makefile", "k8s/images/training.Dockerfile"]
+    installers = ["Makefile", "k8s/images/Dockerfile", "k8s/images/mlflow.Dockerfile"]
 
     assert [line for line in (FOLDER / "uv.in").read_text().splitlines() if line[0] != "#"] == [str(pin)]
     assert versions("all-cpu")["uv"] == {str(pin.specifier)}
@@ -100,3 +101,13 @@ def test_uv_is_one_exact_version_everywhere():
 def test_no_lock_names_a_place_to_download_from():
     for path in FOLDER.iterdir():
         assert not re.search(r"://|--index|--find-links|^-[if]", path.read_text(), re.MULTILINE), path
+
+
+def test_the_tracking_servers_lock_has_the_drivers_and_a_boto3_of_its_time():
+    pins = locked("mlflow")
+    [(mlflow, _)] = pins["mlflow"]
+    [(boto3, _)] = pins["boto3"]
+
+    assert str(mlflow) in PROJECT["optional-dependencies"]["train"], "server and clients are one version"
+    assert "psycopg2-binary" in pins
+    assert Requirement("boto3>=1.40").specifier.contains(str(boto3.specifier).removeprefix("=="))

@@ -1,12 +1,10 @@
 """Hyper-parameters: params.yaml as frozen pydantic models; errors name a wrong key or value by its path.
 
-`params.schema.json` beside this file is generated from these models, for editors to complete and check by.
+`params_file` makes a JSON schema of these models, for editors, and the values of one size, for the pipeline.
 """
 
-import copy
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,10 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from model.errors import UserError
 from training.precision import resolved
 
-SIZES = ("tiny", "smoke")
+SIZES = ("tiny", "smoke", "7b")
 # Sections of the file that hold other values for a size, merged over the rest.
-OVERRIDES = ("smoke",)
-SCHEMA = Path(__file__).with_name("params.schema.json")
+OVERRIDES = ("smoke", "7b")
+# Values that hold for every stage that does not say otherwise.
+STAGE_DEFAULTS = "stage_defaults"
+STAGES = ("stage1", "stage2", "stage3", "joint")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -44,7 +44,23 @@ class PrepareParams(Section):
     test: Count = Field(description="drawing prompts of the test split")
     augment: Fraction = Field(description="how far digits of input images are rotated, sheared and stretched")
     augment_drawn: Fraction = Field(description="the same for images that are drawn")
+
+
+class DataParams(Section):
+    """How datasets are checked before training."""
+
     bad_record_share: Fraction = Field(description="share of bad records above which a dataset is refused")
+    held_out: Fraction = Field(description="share of each dataset that is never trained on, for validation")
+    workers: Count = Field(description="processes that check and encode data; 0: one for each core")
+
+
+class WeightsParams(Section):
+    """Published weights that stage 1 starts from; with none, backbones are trained from nothing."""
+
+    vargpt: str | None = Field(description="folder of a released VARGPT, instead of the other three")
+    llava: str | None = Field(description="folder of LLaVA-1.5: language model, vision tower, projector")
+    var: str | None = Field(description="file or folder of a class-conditional VAR")
+    tokenizer: str | None = Field(description="file or folder of VAR's image tokenizer")
 
 
 class OptimizerParams(Section):
@@ -100,8 +116,47 @@ class BackboneParams(Section):
     decoder: DecoderParams
 
 
+class DatasetParams(Section):
+    """One dataset of a mixture, in any layout that training/data/readers.py knows."""
+
+    name: str = Field(description="by which bad records and metrics call it")
+    path: str = Field(description="file, folder or pattern of files")
+    image_root: str | None = Field(
+        default=None, description="where relative image paths start; default: path"
+    )
+    weight: NonNegative = Field(description="sampling weight within the mixture")
+
+
+# Never has an adapter, as in peft: its loss is computed from its weight, chunk by chunk.
+NO_ADAPTER = "lm_head"
+
+
+class LoraParams(Section):
+    """Low-rank adapters in place of the weights of a stage's linear maps (arXiv:2106.09685)."""
+
+    rank: Positive
+    alpha: PositiveFloat = Field(description="adapters are scaled by alpha / rank")
+    dropout: Fraction
+    modules: list[str] = Field(description="paths of modules whose linear maps get adapters")
+
+
 class StageParams(ScheduleParams):
     """One stage, or `joint`."""
+
+    engine: Literal["ddp", "zero1", "zero2", "zero3"] = Field(
+        description="what processes share: ddp nothing, ZeRO-1 states, 2 gradients too, 3 weights too"
+    )
+    offload: bool = Field(description="keep optimizer states in host memory (ZeRO only)")
+    checkpoint_activations: bool = Field(description="recompute activations in the backward pass")
+    compile: bool = Field(description="compile each block with torch.compile")
+    pack_tokens: Count = Field(description="pack samples into sequences of this length; 0: pad micro-batches")
+    cached_codes: bool = Field(description="read codes of drawn images from `vargpt data encode`, not pixels")
+    loader_workers: Count = Field(
+        description="processes that decode samples ahead; 0: in the training process"
+    )
+    lora: LoraParams | None
+    validate_every: Count = Field(description="steps between two validation losses; 0: none")
+    keep_checkpoints: Positive = Field(description="newest checkpoints that are kept")
 
     micro_batch: Positive = Field(description="samples per forward pass; gradients are accumulated")
     checkpoint_every: Positive = Field(description="steps between two checkpoints")
@@ -114,7 +169,7 @@ class StageParams(ScheduleParams):
     )
     code_corruption: Fraction = Field(description="largest share of image codes replaced at random")
     softness: NonNegative = Field(description="spread of soft targets over near codes; 0: one-hot targets")
-    mixture: dict[str, NonNegative] = Field(description="sampling weight of each kind of prepared data")
+    mixture: list[DatasetParams] = Field(description="datasets, sampled by weight")
 
 
 class PromoteParams(Section):
@@ -126,6 +181,21 @@ class PromoteParams(Section):
     floors: dict[str, dict[str, float] | float] = Field(description="least value, whatever the champion has")
 
 
+class ClusterParams(Section):
+    """What a stage's job asks of a Kubernetes cluster; none of it changes what is learned."""
+
+    nodes: Positive = Field(description="workers of a stage, one pod each")
+    min_nodes: Positive = Field(description="workers with which training goes on when others are lost")
+    gpus: Count = Field(description="GPUs, and processes, of a worker; 0: one process on the CPU")
+    cpu: PositiveFloat = Field(description="cores that a process asks for")
+    memory_gib: Positive = Field(description="memory that a process asks for, that of /dev/shm included")
+    memory_limit_gib: Positive = Field(description="memory of a process above which its pod is killed")
+    shm_gib: Positive = Field(description="size of a worker's /dev/shm")
+    scratch_gib: Positive = Field(description="size of a worker's /tmp")
+    save_seconds: Positive = Field(description="for the longest step and checkpoint, after a signal to stop")
+    deadline_hours: Positive = Field(description="after which a job is ended, whatever it does")
+
+
 class Params(Section):
     """All parameters of the pipeline."""
 
@@ -134,6 +204,8 @@ class Params(Section):
     precision: str = Field(description="of matrix products in training: bf16, no (float32), or auto")
     seed: Count = Field(description="of data, weights and sampling")
     prepare: PrepareParams
+    data: DataParams
+    weights: WeightsParams
     optimizer: OptimizerParams
     backbones: BackboneParams
     stage1: StageParams
@@ -141,6 +213,10 @@ class Params(Section):
     stage3: StageParams
     joint: StageParams
     promote: PromoteParams
+    launcher: Literal["local", "kubernetes"] = Field(
+        description="where stages run: as processes of this machine, or as jobs of a cluster"
+    )
+    cluster: ClusterParams
 
 
 def load_params(path: Path, size: str | None = None) -> Params:
@@ -170,7 +246,11 @@ def values_for_size(text: str, size: str | None, name: str) -> dict[str, Any]:
     values["size"] = size or values.get("size")
     if values["size"] not in SIZES:
         raise UserError(f"size must be one of {list(SIZES)}, got {values['size']!r}")
-    return _merged(values, overrides.get(values["size"], {}))
+    values = _merged(values, overrides.get(values["size"], {}))
+    defaults = values.pop(STAGE_DEFAULTS, {})
+    return values | {
+        name: _merged(defaults, values[name]) for name in STAGES if isinstance(values.get(name), dict)
+    }
 
 
 def parse_params(values: dict[str, Any]) -> Params:
@@ -206,34 +286,3 @@ def _fields_beside(location: tuple[int | str, ...]) -> list[str]:
     for part in location[:-1]:
         section = section.model_fields[part].annotation
     return list(section.model_fields)
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of params.yaml: all parameters, and sections that replace some of them for a size."""
-    schema = Params.model_json_schema()
-    partial = {f"{name}Override": _without_required(section) for name, section in schema["$defs"].items()}
-    override = _without_required({key: value for key, value in schema.items() if key != "$defs"})
-    schema["$defs"] |= partial
-    for name in OVERRIDES:
-        schema["properties"][name] = override | {"title": name, "description": f"other values for {name}"}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _without_required(section: dict[str, Any]) -> dict[str, Any]:
-    copied = copy.deepcopy(section)
-    copied.pop("required", None)
-    return _with_override_references(copied)
-
-
-def _with_override_references(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {
-            key: f"{value}Override" if key == "$ref" else _with_override_references(value)
-            for key, value in node.items()
-        }
-    return [_with_override_references(part) for part in node] if isinstance(node, list) else node
-
-
-def write_json_schema(path: Path = SCHEMA) -> None:
-    """Generate the schema file anew: `make schema`."""
-    path.write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")

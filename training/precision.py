@@ -2,12 +2,11 @@
 
 import torch
 
+from model.cpu_kernels import multiplies_bfloat16
 from model.errors import UserError
 
 AUTO, FLOAT32, BFLOAT16 = "auto", "no", "bf16"
 PRECISIONS = (AUTO, FLOAT32, BFLOAT16)
-# With these instructions bfloat16 is 2 (AVX-512) to 7 (AMX) times as fast as float32, without half as fast.
-BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 
 def training_device() -> torch.device:
@@ -30,5 +29,4 @@ def resolved(precision: str) -> str:
 def _multiplies_bfloat16() -> bool:
     if training_device().type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = torch.cpu.get_capabilities()
-    return any(able.get(name, False) for name in BFLOAT16_INSTRUCTIONS)
+    return multiplies_bfloat16()

@@ -1,8 +1,19 @@
 """What a run is given by its entry point, besides parameters and folders."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
+
+
+class MetricsListener(Protocol):
+    """Is told the metrics of a run beside MLflow."""
+
+    def start(self, params: Mapping[str, Any]) -> None:
+        """The run begins, with these parameters."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +25,11 @@ class RunContext:
         spool: Folder of what has not reached MLflow yet.
         commit: The git commit where the code lies without its history, as in an image.
         should_stop: Asked between steps.
+        exporter: Told what MLflow is told, in every process.
     """
 
     tracking_uri: str | None
     spool: Path
     commit: str | None
     should_stop: Callable[[], bool]
+    exporter: MetricsListener | None = None

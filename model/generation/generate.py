@@ -208,7 +208,7 @@ class _TextAndImageBatch:
         pixels, drawn = request.pixel_values, request.generation_pixel_values
         image_tokens_GLC = None
         if drawn is not None and len(drawn):
-            codes = self.model.image_tokenizer.encode(drawn.to(device, dtype))
+            codes = self.model.image_tokenizer.encode(drawn.to(device))
             decoder_input_GMZ = self.model.image_tokenizer.quantizer.decoder_input(codes)
             image_tokens_GLC, _ = self.model.embed_images(decoder_input_GMZ)
         pixels = None if pixels is None else pixels.to(device, dtype)

@@ -1,105 +1,26 @@
-"""Training as jobs on a real cluster, compared with the same training on this machine.
-
-CLUSTER_SCRIPT names a script that brings a cluster up (`up`, which prints its KUBECONFIG), builds an image
-for it (`build TAG DIR [options]`), and takes it down (`down`). Without one, KUBECONFIG names a cluster that
-has the Training Operator and, on its nodes, the image that the manifests name. With neither, the tests are
-skipped, or fail where CLUSTER=required says that there must be one.
-"""
+"""Training as jobs on a real cluster, compared with the same training on this machine."""
 
 import copy
-import io
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import yaml
 from safetensors.torch import load_file
 
+from tests.k8s.cluster import ROOT, TINY, Cluster, build, eventually, head
+
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-
-ROOT = Path(__file__).resolve().parents[2]
-IMAGE = "localhost/vargpt-training:dev"
-ASK_MLFLOW = """
-import os, sys, urllib.request
-address = os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/" + sys.argv[1]
-body = sys.argv[2].encode() if sys.argv[2:] else None
-request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
-print(urllib.request.urlopen(request).read().decode())
-"""
-
-
-class Cluster:
-    """kubectl, in the namespace of the manifests."""
-
-    def __init__(self, kubeconfig: str) -> None:
-        beside = Path(kubeconfig).parent / "bin"
-        self.program = shutil.which("kubectl", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
-        self.kubeconfig = kubeconfig
-
-    def run(self, *arguments: str, data: bytes | None = None, is_checked: bool = True) -> bytes:
-        """What kubectl says to these arguments; its complaint is part of the failure."""
-        command = [str(self.program), "--kubeconfig", self.kubeconfig, "--namespace", "vargpt", *arguments]
-        done = subprocess.run(command, input=data, capture_output=True, check=False)
-        assert not is_checked or done.returncode == 0, f"{arguments}: {done.stderr.decode()}"
-        return done.stdout
-
-    def get(self, *arguments: str) -> dict[str, Any]:
-        """An object, or a list of them."""
-        return json.loads(self.run("get", *arguments, "--output", "json"))
-
-    def apply(self, item: dict[str, Any]) -> None:
-        """Creates an object."""
-        self.run("apply", "--filename", "-", data=json.dumps(item).encode())
-
-    def logs(self, job: str) -> str:
-        """What the workers of a job said, those that are still there."""
-        selector = f"training.kubeflow.org/job-name={job}"
-        return self.run("logs", "--prefix", "--tail=-1", "--selector", selector, is_checked=False).decode()
-
-    def ended(self, job: str, seconds: float = 240) -> str:
-        """Waits for the end of a PyTorchJob: Succeeded or Failed."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            conditions = self.get("pytorchjob", job).get("status", {}).get("conditions", [])
-            for condition in conditions:
-                if condition["type"] in ("Succeeded", "Failed") and condition["status"] == "True":
-                    return condition["type"]
-            time.sleep(0.5)
-        raise AssertionError(f"{job} has not ended after {seconds} s: {conditions}\n{self.logs(job)}")
-
-    def starts(self, job: str) -> int:
-        """How many workers were ever made for a job."""
-        events = self.get("events", "--field-selector", f"involvedObject.name={job}")["items"]
-        return sum(event.get("count") or 1 for event in events if event["reason"] == "SuccessfulCreatePod")
-
-    def on_volume(self, *command: str) -> bytes:
-        """What a command says whose working folder is the shared volume."""
-        return self.run("exec", "desk", "--", *command)
-
-    def fetch(self, into: Path, *paths: str) -> Path:
-        """Copies folders of the volume to this machine."""
-        archive = io.BytesIO(self.on_volume("tar", "--create", *paths))
-        with tarfile.open(fileobj=archive) as files:
-            files.extractall(into, filter="data")
-        return into
-
-    def ask_mlflow(self, method: str, **body: Any) -> dict[str, Any]:
-        """What the tracking server says to a pod that calls it by name."""
-        text = [json.dumps(body)] if body else []
-        return json.loads(self.on_volume("python", "-c", ASK_MLFLOW, method, *text))
 
 
 def manifest(stage: str, name: str, *arguments: str) -> dict[str, Any]:
-    """A stage's job as it lies in k8s/, under another name and with further arguments."""
-    job = yaml.safe_load((ROOT / "k8s" / f"{stage}.yaml").read_text())
+    """A stage's job as it lies in k8s/overlays/tiny, under another name and with further arguments."""
+    job = yaml.safe_load((TINY / f"{stage}.yaml").read_text())
     job["metadata"]["name"] = name
     pod_of(job)["containers"][0]["args"] += arguments
     return job
@@ -118,78 +39,32 @@ def desk() -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": "desk", "namespace": "vargpt"},
+        "metadata": {
+            "name": "desk",
+            "namespace": "vargpt",
+            # What network policies let it reach.
+            "labels": {"app.kubernetes.io/component": "training"},
+        },
         "spec": pod,
     }
 
 
-def head() -> str:
-    """The commit of the tree, or that it has none."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
-
-
-def build(script: str) -> None:
-    """Builds the image of the tree as it lies and makes it known to the cluster."""
-    options = ["--file", str(ROOT / "k8s" / "images" / "training.Dockerfile")]
-    options += ["--build-arg", "BASE=localhost/python:3.11", "--build-arg", "TORCH=cpu"]
-    options += ["--build-arg", f"GIT_COMMIT={head()}"]
-    done = subprocess.run(
-        [script, "build", IMAGE, str(ROOT), *options], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-
-
-def give_up(reason: str) -> NoReturn:
-    """Ends a test that has no cluster: skipped, or failed where there must be one."""
-    (pytest.fail if os.environ.get("CLUSTER") == "required" else pytest.skip)(f"no cluster: {reason}")
-
-
 @pytest.fixture(scope="session")
-def bare_cluster() -> Iterator[Cluster]:
-    """A cluster with the image and without our namespace; it is taken down if it was brought up for this."""
-    script, kubeconfig = os.environ.get("CLUSTER_SCRIPT"), os.environ.get("KUBECONFIG")
-    if not script:
-        if not kubeconfig:
-            give_up("neither CLUSTER_SCRIPT nor KUBECONFIG is set")
-        found = Cluster(kubeconfig)
-        if found.program is None:
-            give_up("KUBECONFIG is set, but there is no kubectl")
-        if found.run("get", "namespace", "vargpt", "--ignore-not-found"):
-            give_up("that of KUBECONFIG has a namespace vargpt, which is not ours to touch")
-        yield found
-        found.run("delete", "namespace", "vargpt")
-        return
-    was_up = subprocess.run([script, "status"], capture_output=True, check=False).returncode == 0
-    up = subprocess.run([script, "up"], capture_output=True, text=True, check=False)
-    if up.returncode != 0:
-        give_up(f"{script} up failed: {up.stderr.strip()[-300:]}")
-    try:
-        build(script)
-        found = Cluster(up.stdout.strip().rpartition("KUBECONFIG=")[2])
-        found.run("delete", "namespace", "vargpt", "--ignore-not-found")
-        yield found
-    finally:
-        if not was_up:
-            subprocess.run([script, "down"], capture_output=True, check=True)
-
-
-@pytest.fixture(scope="session")
-def cluster(bare_cluster: Cluster) -> Cluster:
+def cluster(platform: Cluster) -> Cluster:
     """A cluster with the platform, and with data and backbones on the volume."""
-    bare_cluster.run("apply", "--kustomize", str(ROOT / "k8s" / "platform"))
-    bare_cluster.apply(desk())
-    bare_cluster.run("rollout", "status", "deployment/mlflow", "--timeout", "180s")
-    bare_cluster.run("apply", "--filename", str(ROOT / "k8s" / "backbones.yaml"))
-    bare_cluster.run("wait", "--for=condition=Ready", "pod/desk", "--timeout", "60s")
-    bare_cluster.run("wait", "--for=condition=Complete", "job/backbones", "--timeout", "400s")
-    return bare_cluster
+    if platform.script:
+        build(platform.script, "training")
+    platform.apply(desk())
+    platform.run("apply", "--filename", str(TINY / "backbones.yaml"))
+    platform.run("wait", "--for=condition=Ready", "pod/desk", "--timeout", "60s")
+    platform.run("wait", "--for=condition=Complete", "job/backbones", "--timeout", "600s")
+    return platform
 
 
 @pytest.fixture(scope="session")
 def stage1(cluster: Cluster) -> Cluster:
-    """The cluster after `kubectl apply -f k8s/stage1.yaml`."""
-    cluster.run("apply", "--filename", str(ROOT / "k8s" / "stage1.yaml"))
+    """The cluster after `kubectl apply -f k8s/overlays/tiny/stage1.yaml`."""
+    cluster.run("apply", "--filename", str(TINY / "stage1.yaml"))
     assert cluster.ended("stage1") == "Succeeded", cluster.logs("stage1")
     return cluster
 
@@ -255,6 +130,24 @@ def test_workers_deleted_in_mid_training_come_back_and_end_with_the_same_weights
     assert stage1.starts("again") > 4
     stage1.fetch(tmp_path, "outputs/stage1/model", "again/stage1/model")
     assert_same_weights(tmp_path / "again" / "stage1" / "model", tmp_path / "outputs" / "stage1" / "model")
+
+
+def test_a_trainjob_of_the_same_stage_ends_with_the_same_weights(stage1, tmp_path):
+    if stage1.script:
+        subprocess.run([stage1.script, "add", "trainer"], capture_output=True, check=True)
+    runtime = TINY / "trainjob" / "runtime.yaml"
+    job = yaml.safe_load(runtime.with_name("stage1.yaml").read_text())
+    job["metadata"]["name"] = "second"
+    job["spec"]["trainer"]["args"] += ["--outputs", "second"]
+    stage1.on_volume("mkdir", "-p", "second")
+    stage1.on_volume("cp", "--recursive", "outputs/backbones", "second/")
+    eventually(lambda: not stage1.call("apply", "--filename", str(runtime)).returncode)
+    eventually(lambda: not stage1.call("apply", "--filename", "-", data=json.dumps(job).encode()).returncode)
+
+    stage1.run("wait", "--for=condition=Complete", "trainjob/second", "--timeout", "300s")
+
+    stage1.fetch(tmp_path, "outputs/stage1/model", "second/stage1/model")
+    assert_same_weights(tmp_path / "second" / "stage1" / "model", tmp_path / "outputs" / "stage1" / "model")
 
 
 def newest_checkpoint(cluster: Cluster, outputs: str) -> int:

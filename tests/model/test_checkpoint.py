@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,3 +67,35 @@ def test_a_folder_that_is_not_exactly_the_saved_model_is_refused(folder, damage,
 def test_weights_are_loaded_in_the_type_that_is_asked_for(folder):
     assert load_model(folder)[0].dtype == torch.float32
     assert load_model(folder, torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+def test_weights_are_mapped_from_the_disk_not_copied_into_memory(tmp_path):
+    config = preset("tiny")
+    processor = VargptProcessor.for_config(config, build_text_tokenizer(["Hi"], config))
+    model = VargptForConditionalGeneration(config).to(torch.bfloat16)
+    model.image_tokenizer.float()
+    save_model(model, processor, tmp_path)
+
+    loaded, _ = load_model(tmp_path)
+
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    mapped = [line for line in maps if line.endswith(str(tmp_path / "model.safetensors"))]
+    ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in mapped]
+    copied = [
+        name
+        for name, tensor in loaded.state_dict().items()
+        if not any(begin <= tensor.data_ptr() < end for begin, end in ranges)
+    ]
+    assert not copied
+    assert loaded.dtype is torch.bfloat16
+
+
+def test_the_image_tokenizer_is_loaded_in_float32_whatever_type_is_asked_for(saved):
+    loaded, _ = load_model(saved, torch.bfloat16)
+
+    assert loaded.image_tokenizer.to_latent.weight.dtype is torch.float32
+    assert loaded.language_model.lm_head.weight.dtype is torch.bfloat16
+    codes = loaded.image_tokenizer.encode(
+        torch.zeros(1, 3, *[loaded.config.image_size] * 2, dtype=torch.bfloat16)
+    )
+    assert [len(code[0]) for code in codes] == [side**2 for side in loaded.config.scales]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from model.config import ImageTokenizerConfig, VargptConfig, VisualDecoderConfig
 from model.image_tokenizer import ImageTokenizer
-from model.published import decoder_weights, tokenizer_weights, vargpt_weights
+from model.published import decoder_names, renamed, tokenizer_names, vargpt_names
 from model.scales import scale_offsets
 from model.vargpt import TargetImages, Vargpt
 from model.visual_decoder import DecoderCache, VisualDecoder
@@ -70,7 +70,7 @@ def decoder_config(meta, num_starts):
 def tokenizer_case(folder, meta):
     weights, values = arrays(folder / "tokenizer.safetensors")
     tokenizer = ImageTokenizer(tokenizer_config(meta, weights)).eval()
-    tokenizer.load_state_dict(tokenizer_weights(weights))
+    tokenizer.load_state_dict(renamed(weights, tokenizer_names))
     return tokenizer, values
 
 
@@ -79,7 +79,7 @@ def decoder_case(folder, meta, tokenizer_case):
     weights, values = arrays(folder / "var.safetensors")
     config = decoder_config(meta, weights["class_emb.weight"].shape[0])
     decoder = VisualDecoder(config, tokenizer_case[0].config).eval()
-    decoder.load_state_dict(decoder_weights(weights))
+    decoder.load_state_dict(renamed(weights, decoder_names))
     return decoder, values
 
 
@@ -102,7 +102,7 @@ def vargpt_case(folder, meta):
         image_pad_token_id=meta["special_tokens"]["image_gen_pad_token_id"],
     )
     model = Vargpt(config).eval()
-    model.load_state_dict(vargpt_weights(weights))
+    model.load_state_dict(renamed(weights, vargpt_names))
     return model, values
 
 

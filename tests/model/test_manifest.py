@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model.manifest import manifest_sha256, verify, write_manifest
+from model.manifest import link_published, manifest_sha256, verify, write_manifest
 
 
 @pytest.fixture
@@ -54,3 +54,38 @@ def test_any_difference_is_named(folder, damage, message):
 
     with pytest.raises(ValueError, match=message):
         verify(folder)
+
+
+def test_weights_are_linked_and_what_may_be_edited_in_place_is_copied(folder, tmp_path_factory):
+    (folder / "MLmodel").write_text("not in the manifest")
+    target = tmp_path_factory.mktemp("linked") / "model"
+
+    link_published(folder, target)
+
+    verify(target)
+    assert (target / "model-00001.safetensors").samefile(folder / "model-00001.safetensors")
+    assert not (target / "inner" / "vocabulary.json").samefile(folder / "inner" / "vocabulary.json")
+    assert not (target / "MLmodel").exists()
+
+
+def test_where_a_file_system_has_no_links_weights_are_copied(folder, tmp_path_factory, monkeypatch):
+    def refuse(source, target):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    target = tmp_path_factory.mktemp("copied") / "model"
+
+    link_published(folder, target)
+
+    verify(target)
+    assert not (target / "model-00001.safetensors").samefile(folder / "model-00001.safetensors")
+
+
+def test_hashes_that_are_known_are_not_computed_again(folder):
+    known = {"model-00001.safetensors": "0" * 64}
+
+    write_manifest(folder, known)
+
+    entries = json.loads((folder / "manifest.json").read_text())
+    assert entries["model-00001.safetensors"]["sha256"] == "0" * 64
+    assert entries["inner/vocabulary.json"]["sha256"] != "0" * 64

@@ -21,7 +21,6 @@ from serving.packaging import (
     WEIGHTS_TAG,
     build,
     code_labels,
-    copy_published,
     fetch,
     lineage_labels,
     read_lineage,
@@ -103,6 +102,8 @@ def test_the_same_content_is_packaged_once_and_holds_code_and_weights_that_verif
     [weights] = (home / "models" / "vargpt").glob("v*/weights")
     source = home / "bentos" / "vargpt" / version / "src"
     verify(weights)
+    [registered] = (tmp_path / "artifacts").rglob("model.safetensors")
+    assert (weights / "model.safetensors").samefile(registered), "weights are never copied"
     assert json.loads((weights / LINEAGE).read_text())["model_version"] == "1"
     assert {path.name for path in source.iterdir() if path.is_dir()} == {"model", "serving"}
     assert not [path for path in source.rglob("*") if path.suffix in (".pyc", ".safetensors", ".pt", ".pkl")]
@@ -124,16 +125,6 @@ def test_lineage_of_other_weights_is_refused(published: Path, tmp_path: Path):
 
     with pytest.raises(ValueError, match="weights_sha256 000"):
         read_lineage(folder)
-
-
-def test_only_what_the_manifest_names_is_copied(published: Path, tmp_path: Path):
-    folder = tmp_path / "model"
-    shutil.copytree(published, folder)
-    (folder / "MLmodel").write_text("something that the registry has put there")
-
-    copy_published(folder, tmp_path / "copy")
-
-    assert not (tmp_path / "copy" / "MLmodel").exists()
 
 
 def head_of(folder: Path) -> str:

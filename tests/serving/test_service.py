@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -111,7 +112,11 @@ def test_the_log_has_one_json_line_for_a_request(server: Server):
     headers = {"X-Request-Id": "to-be-found"}
     httpx.post(server.url + CHAT, json=SHORT, headers=headers, timeout=60)
 
-    lines = [line for line in server.log().splitlines() if "to-be-found" in line]
+    # The line is written once the reply has been sent.
+    deadline = time.monotonic() + 10
+    while not (lines := [line for line in server.log().splitlines() if "to-be-found" in line]):
+        assert time.monotonic() < deadline, server.log()[-3000:]
+        time.sleep(0.05)
 
     assert len(lines) == 1
     assert json.loads(lines[0])["outcome"] == "answered"

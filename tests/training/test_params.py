@@ -9,7 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from model.errors import UserError
-from training.params import SCHEMA, json_schema, load_params
+from training.params import load_params
+from training.params_file import SCHEMA, json_schema
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 
@@ -28,7 +29,7 @@ def test_the_repository_has_parameters_for_every_size():
     assert tiny.size == "tiny"
     assert smoke.stage1.steps < tiny.stage1.steps
     assert smoke.stage1.lr == tiny.stage1.lr
-    assert tiny.model_dump()["stage2"]["mixture"]["understanding"] == tiny.stage2.mixture["understanding"]
+    assert tiny.model_dump()["stage2"]["mixture"][0]["weight"] == tiny.stage2.mixture[0].weight
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_the_repository_has_parameters_for_every_size():
         ),
         (lambda v: v["prepare"].update(augment=float("nan")), "prepare.augment: .* finite number"),
         (
-            lambda v: v["prepare"].update(bad_record_share=-0.1),
+            lambda v: v["data"].update(bad_record_share=-0.1),
             "bad_record_share: .* greater than or equal to 0",
         ),
         (lambda v: v["optimizer"].update(clip_norm=0), "optimizer.clip_norm: .* greater than 0, got 0"),
@@ -54,10 +55,10 @@ def test_the_repository_has_parameters_for_every_size():
         (lambda v: v["stage2"].update(steps=-1), "stage2.steps: .* greater than or equal to 0, got -1"),
         (lambda v: v["stage2"].update(steps=True), "stage2.steps: .* valid integer, got True"),
         (lambda v: v["stage2"].update(batch=0), "stage2.batch: .* greater than or equal to 1, got 0"),
-        (lambda v: v["stage2"].update(mixture=[1]), "stage2.mixture: .* valid dictionary"),
+        (lambda v: v["stage2"].update(mixture=[1]), "stage2.mixture.0: .* valid dictionary"),
         (
-            lambda v: v["stage2"]["mixture"].update(text=-1),
-            "stage2.mixture.text: .* greater than or equal to 0",
+            lambda v: v["stage2"]["mixture"][2].update(weight=-1),
+            "stage2.mixture.2.weight: .* greater than or equal to 0",
         ),
         (lambda v: v["smoke"]["stage1"].update(step=3), "unknown parameter stage1.step; known: steps, batch"),
         (lambda v: v.update(size="huge"), "size must be one of .* got 'huge'"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from model.checkpoint import save_model
 from model.config import preset
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
@@ -56,4 +57,5 @@ def write_volume(folder: Path) -> None:
     model.visual_decoder.initialize()
     folders = StageFolders("backbones", folder / "prepared", folder / "outputs", pointer)
     lineage = vars(folders.lineage(params, None))
-    folders.point(folders.publish(model, processor, lineage), "none", 0.0)
+    weights = folders.publish(lambda beside: save_model(model, processor, beside), lineage)
+    folders.point(weights, "none", 0.0)

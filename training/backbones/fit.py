@@ -121,7 +121,7 @@ def _train_step(
     compute_losses: ComputeLosses,
     step: int,
 ) -> dict[str, float]:
-    set_learning_rates(state.optimizer, step, params)
+    set_learning_rates(state.optimizer.param_groups, step, params)
     torch.manual_seed(settings.seed * 1_000_003 + step)
     with settings.autocast():
         losses = compute_losses(step)

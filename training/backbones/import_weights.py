@@ -1,203 +1,184 @@
-"""Imports published weights as one model: LLaVA-1.5, VAR and its image tokenizer, or a released VARGPT.
+"""Imports published weights as a model of ours, tensor by tensor: `vargpt import-weights`.
 
-Source: the released code of VARGPT v1 (arXiv:2501.12327), which assembles its model of the same three before
-stage 1. None of them has the generation projectors, which start from random weights, seeded by `SEED`.
+Memory holds one tensor at a time, whatever there is in all; a folder appears whole or not at all; the same
+sources and choices give the same bits.
 """
 
-import re
-from collections.abc import Callable, Mapping
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from tokenizers import AddedToken
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from model.checkpoint import save_model
+from model.checkpoint import read_config
 from model.config import VargptConfig
 from model.config import preset as preset_named
 from model.errors import UserError
+from model.manifest import read_manifest, verify, write_manifest
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
-from model.published import decoder_weights, read_weights, tokenizer_weights, vargpt_weights
 from model.text_tokenizer import IMAGE, IMAGE_END, IMAGE_PAD, IMAGE_START
-from training.registry.lineage import imported_lineage, write_lineage
+from model.weight_files import write_weights
+from training.backbones.import_plan import FLOAT32_PARTS, ImportPlan, ImportSources, plan_import
+from training.backbones.import_report import ImportReport, read_choices, report_of
+from training.backbones.import_tensors import OnProgress, TensorMaker, compare, no_progress
+from training.backbones.new_folder import new_folder
+from training.registry.lineage import hashes_of_sources, imported_lineage, write_lineage
 
-# Shape legend: R = classes and null, C = decoder width.
+_TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
-SEED = 0
-# Prefix of the visual decoder in a released VARGPT, which LLaVA does not have.
-RELEASED_PREFIX = "vargpt_gen."
-# VAR's class embedding.
-CLASS_EMBEDDING = "class_emb.weight"
-# Key prefixes of LLaVA since transformers 4.52 -> those of the published files.
-_NEW_PREFIXES = (
-    (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
-    (r"^model\.language_model\.", "language_model.model."),
-    (r"^lm_head\.", "language_model.lm_head."),
-)
-_GENERATION_PROJECTORS = ("generation_input_projector", "generation_output_projector")
 
-# Published weights -> the same under our names.
-Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+@dataclass(frozen=True, kw_only=True)
+class ImportChoices:
+    """What the result is like. UserError for a type that weights are not stored in.
+
+    Args:
+        preset: The architecture; a base has its own.
+        dtype: Name of the type of all weights but those of `float32_parts`.
+        float32_parts: Parts that are stored in float32 where they were not published in `dtype` anyway.
+        seed: Of what starts from random weights.
+    """
+
+    preset: str = "7b"
+    dtype: str = "bfloat16"
+    float32_parts: frozenset[str] = FLOAT32_PARTS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _TYPES:
+            raise UserError(f"dtype must be one of {list(_TYPES)}, got {self.dtype!r}")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return _TYPES[self.dtype]
 
 
 @dataclass(frozen=True)
-class WeightSource:
-    """Published weights of one file or folder, and how they map to our model.
+class Imported:
+    """A folder of imported weights, the SHA-256 of its manifest, and the account of the import."""
 
-    Args:
-        prefix: Of the module of our model that they belong to, with a dot; empty for the whole model.
-    """
-
-    path: Path
-    weights: dict[str, Tensor]
-    convert: Convert
-    prefix: str = ""
-
-    def converted(self) -> dict[str, Tensor]:
-        """The weights under our names, with the prefix."""
-        return {self.prefix + name: tensor for name, tensor in self.convert(self.weights).items()}
-
-    def origin(self, name: str) -> str:
-        """The published key and the file that a weight of our model comes from, for error messages."""
-        keys = list(self.weights)
-        # Convert indices of keys in place of weights, to see which key becomes which name.
-        indices = self.convert({key: torch.tensor([index]) for index, key in enumerate(keys)})
-        key = keys[int(indices[name.removeprefix(self.prefix)])]
-        return f"{key} in {_file_of(self.path, key)}"
+    folder: Path
+    weights_sha256: str
+    report: ImportReport
+    seconds: float
 
 
 def import_weights(
-    llava: Path,
-    var: Path | None,
-    tokenizer: Path | None,
+    sources: ImportSources,
     out: Path,
-    preset: str = "7b",
-    dtype: torch.dtype = torch.bfloat16,
-) -> Path:
-    """Write a model folder from published weights; returns the folder.
+    choices: ImportChoices | None = None,
+    *,
+    must_be_whole: bool = False,
+    is_replaced: bool = False,
+    is_verified: bool = False,
+    on_progress: OnProgress = no_progress,
+    commit: str | None = None,
+    run_id: str | None = None,
+) -> Imported:
+    """Write a model folder made of published weights, with its report and its lineage.
+
+    Parts that no source has are left out, and the folder is then no model until another import takes it as
+    its base; the generation projectors, which nobody publishes alone, start from random weights.
 
     Args:
-        llava: Folder with safetensors and text tokenizer of LLaVA-1.5 in transformers' layout, or of a
-            released VARGPT, which includes the other two.
-        var: `.pth` file of VAR, the visual decoder; None for a released VARGPT.
-        tokenizer: `.pth` file of VAR's image tokenizer; None for a released VARGPT.
-        dtype: Of the written weights.
+        out: A new folder, unless `is_replaced`.
+        must_be_whole: UserError unless all parts are there.
+        is_verified: Compare every written tensor with its source before the folder appears.
+        commit: The git commit where the code lies without its history, as in an image.
+        run_id: The run that tracks the import, for the record.
 
     Raises:
         UserError: names the file and the key that is missing, unknown or of another shape.
     """
-    config = preset_named(preset)
-    if out.exists():
+    began, out, choices = time.monotonic(), Path(out), choices or ImportChoices()
+    if out.exists() and not is_replaced:
         raise UserError(f"{out} exists already; name a new folder")
-    processor = _processor(llava, config)
-    config.null_prompt = processor.null_prompt()
-    with torch.device("meta"):
-        model = VargptForConditionalGeneration(config)
-    for source in _sources(llava, var, tokenizer, config):
-        _load_source(model, source, dtype)
-    _initialize_projectors(model, dtype)
-    _refuse_missing_weights(model, llava)
-    weights_sha256 = save_model(model, processor, out)
-    write_lineage(imported_lineage(filter(None, (llava, var, tokenizer)), weights_sha256), out)
-    return out
+    plan, processor = _prepare(sources, choices)
+    if must_be_whole and plan.missing_parts:
+        raise UserError(f"no source has {', '.join(plan.missing_parts)}: name the others, too")
+    with new_folder(out, plan.nbytes, is_replaced) as beside:
+        report, hashes = _write(plan, choices, beside, on_progress)
+        if processor is not None:
+            processor.save_pretrained(beside)
+        report.write(beside)
+        weights_sha256 = write_manifest(beside, hashes)
+        if is_verified:
+            compare(plan, choices.seed, beside, on_progress)
+        sources_sha256 = _sources_sha256(sources, on_progress)
+        write_lineage(imported_lineage(sources_sha256, weights_sha256, commit, run_id), beside)
+    return Imported(out, weights_sha256, report, time.monotonic() - began)
 
 
-def _sources(
-    llava: Path, var: Path | None, tokenizer: Path | None, config: VargptConfig
-) -> list[WeightSource]:
-    language = {_published_name(name): tensor for name, tensor in read_weights(llava).items()}
-    if any(name.startswith(RELEASED_PREFIX) for name in language):
-        if var or tokenizer:
-            raise UserError(
-                f"{llava} is a whole VARGPT: give neither a decoder nor an image tokenizer with it"
-            )
-        return [WeightSource(llava, language, vargpt_weights)]
-    if not (var and tokenizer):
-        raise UserError(f"{llava} is no whole VARGPT: a decoder and an image tokenizer are needed with it")
-    decoder = read_weights(var)
-    if CLASS_EMBEDDING in decoder:
-        decoder[CLASS_EMBEDDING] = start_embedding_of(decoder[CLASS_EMBEDDING], config)
-    return [
-        WeightSource(llava, language, vargpt_weights),
-        WeightSource(var, decoder, decoder_weights, "visual_decoder."),
-        WeightSource(tokenizer, read_weights(tokenizer), tokenizer_weights, "image_tokenizer."),
-    ]
+def verify_import(sources: ImportSources, folder: Path, on_progress: OnProgress = no_progress) -> None:
+    """Compare every tensor of an import with its source, bit by bit, and all files with the manifest.
 
-
-def start_embedding_of(classes_RC: Tensor, config: VargptConfig) -> Tensor:
-    """The start embedding from VAR's class embedding, (starts, C).
-
-    The null start is VAR's null class, the start of an image is the mean of all other classes. All other rows
-    are zero and never used; VARGPT has them because it numbers starts by token ids.
+    Raises:
+        UserError: names what differs.
     """
-    decoder = config.visual_decoder_config
-    rows = classes_RC.new_zeros(decoder.num_starts, classes_RC.shape[1])
-    rows[decoder.null_start] = classes_RC[-1]
-    rows[decoder.image_start] = classes_RC[:-1].float().mean(0).to(rows.dtype)
-    return rows
+    verify(folder)
+    dtype, float32_parts, seed = read_choices(folder)
+    config = read_config(folder)
+    compare(plan_import(sources, config, dtype, float32_parts), seed, folder, on_progress)
 
 
-def _published_name(name: str) -> str:
-    for pattern, replacement in _NEW_PREFIXES:
-        name = re.sub(pattern, replacement, name)
-    return name
+def _prepare(sources: ImportSources, choices: ImportChoices) -> tuple[ImportPlan, VargptProcessor | None]:
+    """What to write, and the processor where one of the sources has a text tokenizer."""
+    config, processor = preset_named(choices.preset), None
+    if sources.base:
+        verify(sources.base)
+        config = read_config(sources.base)
+        if (sources.base / "processor_config.json").is_file():
+            processor = VargptProcessor.from_pretrained(sources.base, local_files_only=True)
+    plan = plan_import(sources, config, choices.torch_dtype, choices.float32_parts)
+    if source := sources.vargpt or sources.llava:
+        processor = _processor(source, config)
+    if processor is not None:
+        config.null_prompt = processor.null_prompt()
+    return plan, processor
 
 
-def _file_of(path: Path, key: str) -> Path:
-    """The file in a folder that has a key, under its published or its newer name."""
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else ():
-        with safe_open(file, framework="pt") as opened:
-            if any(_published_name(name) == key for name in opened.keys()):  # noqa: SIM118 - no dictionary
-                return file
-    return path
+def _write(
+    plan: ImportPlan, choices: ImportChoices, folder: Path, on_progress: OnProgress
+) -> tuple[ImportReport, dict[str, str]]:
+    """Write configuration and weights; the report, and the SHA-256 of every file of weights."""
+    config = plan.config
+    config.dtype, config.architectures = choices.dtype, [VargptForConditionalGeneration.__name__]
+    config.save_pretrained(folder)
+    maker = TensorMaker(plan, choices.seed)
+    rounded: dict[str, bool] = {}
+    done = 0
+
+    def tensor_of(name: str) -> Tensor:
+        nonlocal done
+        on_progress("import", done, plan.nbytes)
+        tensor, rounded[name] = maker.make(name)
+        done += tensor.nbytes
+        return tensor
+
+    hashes = write_weights(folder, plan.layout, tensor_of)
+    on_progress("import", done, plan.nbytes)
+    report = report_of(
+        plan,
+        rounded,
+        dtype=choices.torch_dtype,
+        float32_parts=choices.float32_parts,
+        seed=choices.seed,
+    )
+    return report, hashes
 
 
-def _load_source(model: VargptForConditionalGeneration, source: WeightSource, dtype: torch.dtype) -> None:
-    """Load the weights of one source into the model, after checking names and shapes."""
-    expected, weights = model.state_dict(), source.converted()
-    for name, tensor in weights.items():
-        if name not in expected:
-            raise UserError(f"{source.origin(name)} has no place in this architecture ({name})")
-        if tensor.shape != expected[name].shape:
-            shapes = f"{tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
-            raise UserError(f"{source.origin(name)} is {shapes} ({name})")
-    _refuse_incomplete(expected, weights, source)
-    cast = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()
-    }
-    model.load_state_dict(cast, strict=False, assign=True)
-
-
-def _refuse_incomplete(
-    expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: WeightSource
-) -> None:
-    """Raise UserError when a source has only some of the weights of a module."""
-    modules = {name.split(".")[0] for name in weights}
-    missing = sorted(name for name in expected.keys() - weights.keys() if name.split(".")[0] in modules)
-    if missing:
-        raise UserError(f"{source.path} lacks {len(missing)} weights, the first becomes {missing[0]}")
-
-
-def _initialize_projectors(model: VargptForConditionalGeneration, dtype: torch.dtype) -> None:
-    """Give the generation projectors random weights, unless they were loaded."""
-    torch.manual_seed(SEED)
-    for name in _GENERATION_PROJECTORS:
-        projector = model.get_submodule(name)
-        if any(parameter.is_meta for parameter in projector.parameters()):
-            projector.to_empty(device="cpu")
-            for module in projector.modules():
-                model._init_weights(module)
-            projector.to(dtype)
-
-
-def _refuse_missing_weights(model: VargptForConditionalGeneration, llava: Path) -> None:
-    missing = sorted(name for name, tensor in model.state_dict().items() if tensor.is_meta)
-    if missing:
-        raise UserError(f"{llava} lacks {len(missing)} weights, the first becomes {missing[0]}")
+def _sources_sha256(sources: ImportSources, on_progress: OnProgress) -> dict[str, str]:
+    """SHA-256 of every file that was read; a base was verified, its manifest has those of its files."""
+    paths, hashes = sources.paths, {}
+    if base := paths.pop("base", None):
+        hashes = {f"{base.name}/{name}": str(entry["sha256"]) for name, entry in read_manifest(base).items()}
+    on_progress("hash sources", 0, len(paths))
+    hashes |= hashes_of_sources(paths.values())
+    on_progress("hash sources", len(paths), len(paths))
+    return hashes
 
 
 def _processor(llava: Path, config: VargptConfig) -> VargptProcessor:

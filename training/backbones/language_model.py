@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from model.backbones import LanguageModel
+from model.batches import Encoded
 from model.config import VargptConfig
 from model.cpu_kernels import eager_attention
 from model.losses import IGNORED, text_loss
-from model.processing import Encoded, VargptProcessor
+from model.processing import VargptProcessor
 from model.text_tokenizer import IMAGE_GEN, SPECIAL_TOKENS, build_text_tokenizer
 from training.backbones.fit import FitSettings, fit
 from training.data.bad_records import BadRecordLog

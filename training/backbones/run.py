@@ -5,7 +5,9 @@ import logging
 import shutil
 import time
 
+from model.checkpoint import save_model
 from training.backbones.build import make_backbones
+from training.backbones.import_run import is_imported, run_import
 from training.errors import Stopped
 from training.params import BackboneParams, Params
 from training.registry.stage_folders import StageFolders, tracked_params
@@ -19,12 +21,19 @@ logger = logging.getLogger(__name__)
 def run_backbones(params: Params, folders: StageFolders, context: RunContext) -> None:
     """Train all backbones and publish the model; resumes from the newest checkpoints of the same training.
 
+    Where params.yaml names published weights, they are imported instead.
+
     Raises:
         UserError: data or parameters are wrong.
         Stopped: `context.should_stop` returned True, and everything so far is saved.
     """
+    if is_imported(params.weights):
+        run_import(params, folders, context)
+        return
     lineage = folders.lineage(params, context.commit)
-    tracker = open_tracker(context.tracking_uri, EXPERIMENT, context.spool, is_rank_zero=True)
+    tracker = open_tracker(
+        context.tracking_uri, EXPERIMENT, context.spool, is_rank_zero=True, exporter=context.exporter
+    )
     began = time.monotonic()
     run_id = tracker.start("backbones", tracked_params(params, "backbones"), lineage.tags())
     tracker.dataset("digits", lineage.data_md5, str(folders.data_pointer.with_suffix("")))
@@ -40,7 +49,7 @@ def run_backbones(params: Params, folders: StageFolders, context: RunContext) ->
                 identity=lineage.data_md5,
             )
         facts = {**dataclasses.asdict(lineage), "run_id": tracker.mlflow_run_id or run_id}
-        weights_sha256 = folders.publish(model, processor, facts)
+        weights_sha256 = folders.publish(lambda folder: save_model(model, processor, folder), facts)
         tracker.tag(**{"vargpt.weights_sha256": weights_sha256})
         status = "FINISHED"
     except Stopped:

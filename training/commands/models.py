@@ -81,17 +81,46 @@ def share(as_json: AsJson = False) -> None:
 
 
 def import_weights(
-    llava: Annotated[Path, typer.Option(help="LLaVA-1.5's folder, or a released VARGPT's.")],
-    out: Annotated[Path, typer.Option(help="Where the model goes.")] = Path("outputs/backbones/model"),
-    var: Annotated[Path | None, typer.Option(help="VAR's weights; not with a released VARGPT.")] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="The image tokenizer's weights; not with a released VARGPT.")
+    vargpt: Annotated[Path | None, typer.Option(help="Folder of a released VARGPT.")] = None,
+    llava: Annotated[Path | None, typer.Option(help="Folder of LLaVA-1.5, with its text tokenizer.")] = None,
+    var: Annotated[Path | None, typer.Option(help="VAR's weights, the visual decoder.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="The weights of VAR's image tokenizer.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="A model of ours, whole or not, for all parts that are not named.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="The architecture.")] = "7b",
+    out: Annotated[Path, typer.Option(help="Where the model goes.")] = Path("outputs/backbones/model"),
+    preset: Annotated[str, typer.Option(help="The architecture; a base has its own.")] = "7b",
+    dtype: Annotated[str, typer.Option(help="Of the weights: bfloat16 or float32.")] = "bfloat16",
+    float32: Annotated[
+        list[str] | None, typer.Option(help="A part that is kept in float32; default: image_tokenizer.")
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Compare all weights with their sources; of --out, if it is there."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a model of published weights: vision tower, language model, visual decoder, image tokenizer."""
-    from training.backbones.import_weights import import_weights
+    """Make a model of published weights: VARGPT, or LLaVA, VAR and its tokenizer, or single parts."""
+    from training.backbones.import_plan import ImportSources
+    from training.backbones.import_run import ImportProgress
+    from training.backbones.import_weights import ImportChoices, import_weights, verify_import
+    from training.registry.stage_folders import point_to_import
+    from training.tracking.progress import progress_lines
 
-    folder = import_weights(llava, var, tokenizer, out, preset)
-    print_result({"model": str(folder)}, f"imported: {folder}", as_json)
+    sources = ImportSources(vargpt=vargpt, llava=llava, var=var, tokenizer=tokenizer, base=base)
+    with progress_lines() as lines:
+        if verify and out.exists():
+            verify_import(sources, out, ImportProgress(lines))
+            print_result(
+                {"model": str(out), "verified": True}, f"every weight is its source's: {out}", as_json
+            )
+            return
+        parts = {} if float32 is None else {"float32_parts": frozenset(float32)}
+        choices = ImportChoices(preset=preset, dtype=dtype, **parts)
+        imported = import_weights(
+            sources, out, choices, is_verified=verify, on_progress=ImportProgress(lines)
+        )
+    facts = {"model": str(out), "weights_sha256": imported.weights_sha256, "report": imported.report.facts()}
+    if pointer := point_to_import(out, imported.weights_sha256, imported.seconds):
+        facts["pointer"] = str(pointer)
+    print_result(facts, f"{imported.report.summary()}\nimported: {out}", as_json)

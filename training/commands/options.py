@@ -13,7 +13,7 @@ MODEL_NAME = "vargpt"
 CHECK_FAILED = 1
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters.")]
-Size = Annotated[str | None, typer.Option(help="tiny or smoke; default: what the parameters say.")]
+Size = Annotated[str | None, typer.Option(help="tiny, smoke or 7b; default: what the parameters say.")]
 Prepared = Annotated[Path, typer.Option(help="Folder of prepared data.")]
 DataDir = Annotated[Path, typer.Option(help="Folder of raw data.")]
 PointerFile = Annotated[Path, typer.Option("--pointer", help="The .dvc file that names the raw data.")]

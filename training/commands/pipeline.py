@@ -1,4 +1,4 @@
-"""The faces of `vargpt` about data, training and this machine: options in, one function called, facts out.
+"""The faces of `vargpt` about training and this machine: options in, one function called, facts out.
 
 Heavy imports wait inside the functions, so that a mistake is told at once.
 """
@@ -15,41 +15,28 @@ from training.commands.options import (
     CHECK_FAILED,
     LOCAL_MLFLOW,
     AsJson,
-    DataDir,
-    ParamsFile,
     PointerFile,
-    Size,
     Spool,
     Tracking,
     print_result,
 )
 
-
-def prepare(
-    params: ParamsFile = Path("params.yaml"),
-    size: Size = None,
-    data: DataDir = Path("data"),
-    out: Annotated[Path, typer.Option(help="Where prepared data goes.")] = Path("prepared"),
-    as_json: AsJson = False,
-) -> None:
-    """Render scenes from the scans and write them in published layouts."""
-    from training.params import load_params
-
-    chosen = load_params(params, size)
-    # After the parameters: it takes seconds to import, and a mistake in them is told at once.
-    from training.digits.prepare import prepare
-
-    summary = prepare(chosen.prepare, chosen.seed, data, out)
-    total = sum(written.records for written in summary.values())
-    facts = {name: dataclasses.asdict(written) for name, written in summary.items()}
-    print_result(facts, f"{out}: {total} records", as_json)
+DRY_RUN = "--dry-run"
 
 
 def train(
     context: typer.Context,
     stage: Annotated[str, typer.Argument(help="backbones, stage1, stage2, stage3 or joint")],
 ) -> None:
-    """Train one stage; `vargpt train --help` lists what it takes."""
+    """Train one stage; `vargpt train --help` lists what it takes.
+
+    With `--dry-run` it is only checked and planned, without a GPU.
+    """
+    if DRY_RUN in context.args:
+        from training.commands.plan import print_dry_run
+
+        print_dry_run(stage, [argument for argument in context.args if argument != DRY_RUN])
+        return
     command = [sys.executable, "-m", "training.launching", stage, *context.args]
     os.execv(command[0], command)
 

@@ -17,6 +17,7 @@ from training.commands.options import (
     MODEL_NAME,
     AsJson,
     ParamsFile,
+    Size,
     Tracking,
     print_result,
 )
@@ -39,6 +40,7 @@ def promote(
         Path | None, typer.Option(help="The champion's figures, if it was evaluated anew.")
     ] = None,
     params: ParamsFile = Path("params.yaml"),
+    size: Size = None,
     name: Name = MODEL_NAME,
     by: By = "",
     record: Record = RECORD,
@@ -52,7 +54,7 @@ def promote(
     from training.registry.versions import CHAMPION, register, replace_figures
 
     facts, figures = _read_json(stage, "train"), _read_json(metrics, "evaluate")
-    gates = load_params(params).promote
+    gates = load_params(params, size).promote
     folder, who = Path(facts["model"]), acting_user(by)
     _refuse_stale(stage, facts, folder)
     if champion_metrics is not None:

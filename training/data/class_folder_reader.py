@@ -2,33 +2,59 @@
 
 import json
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from model.errors import UserError
-from training.data.bad_records import BadRecordLog
 from training.data.class_prompts import REPLIES, REQUESTS, article
-from training.data.record_parsing import UnparsedRecord, parse_records
+from training.data.pieces import RECORDS_PER_PIECE, Piece
+from training.data.record_parsing import UnparsedRecord
 from training.data.samples import ImageRef, Message, Sample, is_image
 
 CLASS_NAMES = "classes.json"
 
 
-def read_class_folder(
-    source: str, folder: Path, bad_records: BadRecordLog, verify_images: bool = True
-) -> list[Sample]:
-    """Samples of all images, by class and file name; see `read_json`.
+@dataclass(frozen=True, slots=True)
+class ClassFolderReader:
+    """All images, by class and file name.
 
     `classes.json` in the folder ({folder: name}) names the classes; without it they are named as their
     folders.
+
+    Args:
+        source: The name of the dataset.
     """
-    names = _class_names(folder)
-    paths = [path for name in sorted(names) for path in sorted((folder / name).iterdir()) if is_image(path)]
-    unparsed = (
-        UnparsedRecord(path, index, partial(_sample, source, path, names[path.parent.name]))
-        for index, path in enumerate(paths)
-    )
-    return parse_records(source, unparsed, bad_records, verify_images)
+
+    source: str
+    folder: Path
+
+    def pieces(self) -> Iterator[Piece]:
+        """Some images of one class each."""
+        first = 0
+        for name in sorted(_class_names(self.folder)):
+            count = len(_images(self.folder / name))
+            for start in range(0, count, RECORDS_PER_PIECE):
+                stop = min(start + RECORDS_PER_PIECE, count)
+                yield Piece(self.folder / name, start, stop, first + start, stop - start)
+            first += count
+
+    def records(self, piece: Piece) -> Iterator[UnparsedRecord]:
+        """These images of one class."""
+        class_name = _class_names(self.folder)[piece.path.name]
+        for index, path in enumerate(_images(piece.path)[piece.start : piece.stop], start=piece.first):
+            yield UnparsedRecord(path, index, partial(_sample, self.source, path, class_name))
+
+    def sources(self) -> list[Path]:
+        """The class folders, and the file that names classes."""
+        folders = [self.folder / name for name in sorted(_class_names(self.folder))]
+        listed = self.folder / CLASS_NAMES
+        return [*folders, listed] if listed.is_file() else folders
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if is_image(path))
 
 
 def _class_names(folder: Path) -> dict[str, str]:

@@ -1,10 +1,10 @@
 """SHA-256 of datasets and of files by their content, whatever their paths and modification times."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from training.data.datasets import as_dataset
 from training.data.samples import Sample
 
 
@@ -12,12 +12,7 @@ def samples_sha256(datasets: Iterable[Sequence[Sample]]) -> str:
     """One hash of all conversations and of the bytes of all their images, in order."""
     digest = hashlib.sha256()
     for dataset in datasets:
-        for sample in dataset:
-            facts = [sample.id, sample.source, sample.conversation(), sample.meta]
-            digest.update(json.dumps(facts, sort_keys=True).encode())
-            for image in sample.images:
-                digest.update(hashlib.sha256(image.read()).digest())
-        digest.update(b"|")
+        digest.update(as_dataset(dataset).sha256().encode())
     return digest.hexdigest()
 
 

@@ -6,48 +6,55 @@ LLaVA: `id`, `image` (a path, a list of paths, or absent), `conversations` of `f
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from training.data.bad_records import BadRecordLog
-from training.data.record_parsing import UnparsedRecord, parse_records, sample_from_record
+from training.data.json_spans import Span, line_spans, list_spans
+from training.data.pieces import RECORDS_PER_PIECE, Piece
+from training.data.record_parsing import UnparsedRecord, sample_from_record
 from training.data.samples import ImageRef, Sample
 
 
-def read_json(
-    source: str, path: Path, image_root: Path | None, bad_records: BadRecordLog, verify_images: bool = True
-) -> list[Sample]:
-    """Samples of a file, in order; records that cannot be parsed go to `bad_records`.
+@dataclass(frozen=True, slots=True)
+class JsonReader:
+    """Records of one file: a list in a JSON file, or the lines of a JSONL file.
 
     Args:
         source: The name of the dataset.
-        image_root: Folder of relative image paths; the file's own folder if not given.
-        verify_images: Decode every image now, so that a broken one is found before training.
+        image_root: Folder of relative image paths.
     """
-    root = path.parent if image_root is None else image_root
-    unparsed = (
-        UnparsedRecord(path, index, partial(_sample, record, f"{source}/{index}", source, root))
-        for index, record in _indexed_records(path)
-    )
-    return parse_records(source, unparsed, bad_records, verify_images)
 
+    source: str
+    path: Path
+    image_root: Path
 
-def _indexed_records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Records with their index in the file; for a JSONL line that is not JSON, the error it raised."""
-    if path.suffix == ".jsonl":
-        with path.open("rb") as lines:
-            for index, line in enumerate(lines):
-                if line.strip():
-                    yield index, _json_or_error(line)
-        return
-    content = _json_or_error(path.read_bytes())
-    if isinstance(content, ValueError):
-        raise UserError(f"{path} is not JSON: {content}")
-    if not isinstance(content, list):
-        raise UserError(f"{path} must hold a list of records, got {type(content).__name__}")
-    yield from enumerate(content)
+    def pieces(self) -> Iterator[Piece]:
+        """Stretches of the file. UserError when it is no JSON, or no list."""
+        spans = self._spans(0, self.path.stat().st_size)
+        while some := list(islice(spans, RECORDS_PER_PIECE)):
+            count = some[-1].index - some[0].index + 1
+            yield Piece(self.path, some[0].start, some[-1].stop, some[0].index, count)
+
+    def records(self, piece: Piece) -> Iterator[UnparsedRecord]:
+        """The records of one stretch."""
+        with self.path.open("rb") as file:
+            for span in self._spans(piece.start, piece.stop, piece.first):
+                file.seek(span.start)
+                record = _json_or_error(file.read(span.stop - span.start))
+                parse = partial(_sample, record, f"{self.source}/{span.index}", self.source, self.image_root)
+                yield UnparsedRecord(self.path, span.index, parse)
+
+    def sources(self) -> list[Path]:
+        """The file."""
+        return [self.path]
+
+    def _spans(self, start: int, stop: int, first: int = 0) -> Iterator[Span]:
+        find = line_spans if self.path.suffix == ".jsonl" else list_spans
+        return find(self.path, start, stop, first)
 
 
 def _json_or_error(text: bytes) -> Any:

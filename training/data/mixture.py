@@ -5,13 +5,14 @@ shuffled anew every epoch, and all of its samples come once before any comes twi
 """
 
 import functools
-import hashlib
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from model.errors import UserError
+from training.data.datasets import as_dataset
+from training.data.permutations import permutation
 from training.data.samples import Sample
 
 # The order is cut into blocks of this many samples, in which every dataset has an exact quota. So the number
@@ -25,12 +26,18 @@ class Mixture:
     Args:
         parts: Pairs of dataset and weight; weights need not add up to one, zero leaves a dataset out.
         seed: Of the order.
+        held_out: Samples of the same datasets that are never trained on.
 
     Raises:
         UserError: a weight is negative or not finite, all are zero, or a dataset with a weight is empty.
     """
 
-    def __init__(self, parts: Sequence[tuple[Sequence[Sample], float]], seed: int) -> None:
+    def __init__(
+        self,
+        parts: Sequence[tuple[Sequence[Sample], float]],
+        seed: int,
+        held_out: "Mixture | None" = None,
+    ) -> None:
         weights = [float(weight) for _, weight in parts]
         for index, weight in enumerate(weights):
             if not (math.isfinite(weight) and weight >= 0):
@@ -39,8 +46,8 @@ class Mixture:
                 raise UserError(f"mixture[{index}]: the dataset is empty, its weight is {weight}")
         if not any(weights):
             raise UserError(f"mixture: at least one weight must be positive, got {weights}")
-        self.datasets = [dataset for dataset, _ in parts]
-        self.seed = seed
+        self.datasets = [as_dataset(samples) for samples, _ in parts]
+        self.seed, self.held_out = seed, held_out
         self.quotas = _quotas(weights)
 
     def locate(self, n: int) -> tuple[int, int]:
@@ -76,7 +83,7 @@ def _quotas(weights: Sequence[float]) -> tuple[int, ...]:
 def _block_schedule(seed: int, block: int, quotas: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """For every position of a block: the dataset, and how many samples of it come earlier in the block."""
     unshuffled = np.repeat(np.arange(len(quotas)), quotas)
-    choices = unshuffled[_permutation(f"{seed}/block/{block}", len(unshuffled))]
+    choices = unshuffled[permutation(f"{seed}/block/{block}", len(unshuffled))]
     ranks = np.empty(len(choices), dtype=np.int64)
     for index, quota in enumerate(quotas):
         ranks[choices == index] = np.arange(quota)
@@ -85,14 +92,4 @@ def _block_schedule(seed: int, block: int, quotas: tuple[int, ...]) -> tuple[np.
 
 @functools.lru_cache(maxsize=256)
 def _epoch_order(seed: int, dataset: int, epoch: int, size: int) -> np.ndarray:
-    return _permutation(f"{seed}/part/{dataset}/epoch/{epoch}", size)
-
-
-def _permutation(key: str, size: int) -> np.ndarray:
-    """A permutation that depends on the key alone, whatever the version of NumPy.
-
-    Sorts the raw output of a counter-based generator: NumPy promises to keep that stream, but not the one of
-    `Generator.permutation`.
-    """
-    philox = np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little"))
-    return np.argsort(philox.random_raw(size), kind="stable").astype(np.uint32)
+    return permutation(f"{seed}/part/{dataset}/epoch/{epoch}", size)

@@ -1,7 +1,8 @@
 """Reader of conversations in parquet files, with images inside, as LLaVA-OneVision is published."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.errors import UserError
-from training.data.bad_records import BadRecordLog
-from training.data.record_parsing import UnparsedRecord, parse_records, sample_from_record
-from training.data.samples import ImageRef, Sample
+from training.data.pieces import RECORDS_PER_PIECE, Piece
+from training.data.record_parsing import UnparsedRecord, sample_from_record
+from training.data.samples import ImageRef
 
 IMAGE_COLUMNS = ("images", "image")
 # Columns with a meaning of their own; all others become `meta`.
@@ -49,38 +50,62 @@ def _as_list(cell: Any) -> list[Any]:
     return cell if isinstance(cell, list) else [] if cell is None else [cell]
 
 
-def read_parquet(
-    source: str,
-    files: Sequence[Path],
-    image_root: Path | None,
-    bad_records: BadRecordLog,
-    verify_images: bool = True,
-) -> list[Sample]:
-    """Samples from rows of `id`, `image` and `conversations`, or `images` and `messages`; see `read_json`.
+@dataclass(frozen=True, slots=True)
+class ParquetReader:
+    """Rows of `id`, `image` and `conversations`, or `images` and `messages`; other columns become `meta`.
 
-    An image is a struct of `bytes` and `path`, plain bytes, or a path below `image_root` (default: the file's
-    folder). All other columns become `meta`.
+    An image is a struct of `bytes` and `path`, plain bytes, or a path below `image_root`.
+
+    Args:
+        source: The name of the dataset.
+        image_root: Folder of relative image paths; the file's own if None.
     """
-    unparsed = (record for path in files for record in _unparsed_rows(source, path, image_root))
-    return parse_records(source, unparsed, bad_records, verify_images)
+
+    source: str
+    files: tuple[Path, ...]
+    image_root: Path | None
+
+    def pieces(self) -> Iterator[Piece]:
+        """Some row groups each."""
+        for path in self.files:
+            with _damage_named(path):
+                metadata = pq.ParquetFile(path).metadata
+                sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            first = start = count = 0
+            for group, size in enumerate(sizes, start=1):
+                count += size
+                if count >= RECORDS_PER_PIECE or group == len(sizes):
+                    yield Piece(path, start, group, first, count)
+                    first, start, count = first + count, group, 0
+
+    def records(self, piece: Piece) -> Iterator[UnparsedRecord]:
+        """The rows of these groups."""
+        path, index = piece.path, piece.first
+        root = path.parent if self.image_root is None else self.image_root
+        with _damage_named(path):
+            file = pq.ParquetFile(path)
+            image_column = _image_column(file)
+            columns = [name for name in file.schema_arrow.names if name != image_column]
+            for group in range(piece.start, piece.stop):
+                cells = _image_cells(path, group) if image_column else None
+                for row, record in enumerate(file.read_row_group(group, columns=columns).to_pylist()):
+                    images = _as_list(cells[row].as_py()) if cells is not None else []
+                    refs = tuple(_image_ref(cell, path, root, group, row, i) for i, cell in enumerate(images))
+                    identity = f"{self.source}/{path.stem}/{index}"
+                    parse = partial(sample_from_record, record, identity, self.source, refs, _meta(record))
+                    yield UnparsedRecord(path, index, parse)
+                    index += 1
+
+    def sources(self) -> list[Path]:
+        """The files."""
+        return list(self.files)
 
 
-def _unparsed_rows(source: str, path: Path, image_root: Path | None) -> Iterator[UnparsedRecord]:
-    root = path.parent if image_root is None else image_root
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Raise UserError for what Arrow says of a damaged file."""
     try:
-        file = pq.ParquetFile(path)
-        image_column, index = _image_column(file), 0
-        columns = [name for name in file.schema_arrow.names if name != image_column]
-        for group in range(file.num_row_groups):
-            cells = _image_cells(path, group) if image_column else None
-            for row, record in enumerate(file.read_row_group(group, columns=columns).to_pylist()):
-                images = _as_list(cells[row].as_py()) if cells is not None else []
-                refs = tuple(_image_ref(image, path, root, group, row, i) for i, image in enumerate(images))
-                parse = partial(
-                    sample_from_record, record, f"{source}/{path.stem}/{index}", source, refs, _meta(record)
-                )
-                yield UnparsedRecord(path, index, parse)
-                index += 1
+        yield
     except (pa.ArrowException, OSError) as error:
         # Arrow reports a damaged file by an OSError too, but one without an error number.
         if isinstance(error, OSError) and error.errno is not None:

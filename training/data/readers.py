@@ -6,14 +6,40 @@ from pathlib import Path
 
 from model.errors import UserError
 from training.data.bad_records import BadRecordLog
-from training.data.class_folder_reader import CLASS_NAMES, read_class_folder
-from training.data.json_reader import read_json
-from training.data.parquet_reader import read_parquet
+from training.data.class_folder_reader import CLASS_NAMES, ClassFolderReader
+from training.data.json_reader import JsonReader
+from training.data.parquet_reader import ParquetReader
+from training.data.pieces import Reader
+from training.data.record_parsing import parse_records
 from training.data.samples import Sample
-from training.data.tar_reader import read_tar
+from training.data.tar_reader import TarReader
 
 JSON_SUFFIXES = (".json", ".jsonl")
 SPLITS = ("train", "validation", "val", "test")
+
+
+def open_reader(name: str, path: Path, image_root: Path | None) -> Reader:
+    """The reader of a dataset; nothing is read yet.
+
+    Args:
+        path: A JSON or JSONL file of `conversations` or `messages`; a parquet file or tar shard, a folder of
+            them, or a pattern such as `train-*.tar`; a folder of class folders.
+        image_root: Folder of relative image paths; that of the file if not given.
+
+    Raises:
+        UserError: the path is none of these.
+    """
+    files = tuple(_dataset_files(path))
+    suffix = files[0].suffix if files else None
+    if suffix in JSON_SUFFIXES and len(files) == 1:
+        return JsonReader(name, files[0], files[0].parent if image_root is None else image_root)
+    if suffix == ".parquet":
+        return ParquetReader(name, files, image_root)
+    if suffix == ".tar":
+        return TarReader(name, files)
+    if files:
+        raise UserError(f"{path} is no layout that is read; name one of {_file_names(files)}")
+    return ClassFolderReader(name, path)
 
 
 def open_dataset(
@@ -21,27 +47,18 @@ def open_dataset(
 ) -> Sequence[Sample]:
     """Samples of a dataset, in the order of its files; records that cannot be parsed go to `bad_records`.
 
+    All samples are in memory: this is for datasets of evaluation and of `tiny`.
+
     Args:
-        path: A JSON or JSONL file of `conversations` or `messages`; a parquet file or tar shard, a folder of
-            them, or a pattern such as `train-*.tar`; a folder of class folders.
-        image_root: Folder of relative image paths; that of the file if not given.
-        verify_images: Decode every image now, so that a broken one is found before training.
+        path, image_root: As in `open_reader`.
+        verify_images: Decode every image now, so that a broken one is found before it is needed.
 
     Raises:
-        ValueError: the path is none of these, a file is damaged as a whole, or there are no records.
+        UserError: the path is no dataset, a file is damaged as a whole, or there are no records.
     """
-    files = _dataset_files(path)
-    suffix = files[0].suffix if files else None
-    if suffix in JSON_SUFFIXES and len(files) == 1:
-        samples = read_json(name, files[0], image_root, bad_records, verify_images)
-    elif suffix == ".parquet":
-        samples = read_parquet(name, files, image_root, bad_records, verify_images)
-    elif suffix == ".tar":
-        samples = read_tar(name, files, bad_records, verify_images)
-    elif not files:
-        samples = read_class_folder(name, path, bad_records, verify_images)
-    else:
-        raise UserError(f"{path} is no layout that is read; name one of {_file_names(files)}")
+    reader = open_reader(name, path, image_root)
+    unparsed = (record for piece in reader.pieces() for record in reader.records(piece))
+    samples = parse_records(name, unparsed, bad_records, verify_images)
     if not samples and name not in bad_records.bad_shares():
         raise UserError(f"{path} holds no records of the dataset {name!r}")
     return samples

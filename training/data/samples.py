@@ -74,7 +74,10 @@ class ImageRef:
         Raises UserError that names the file when it is missing or broken, and OSError when the file system
         fails several times in a row.
         """
-        content = self._read_with_retries()
+        return self.decode(self.content())
+
+    def decode(self, content: bytes) -> Image.Image:
+        """As `open`, of what `content` has read."""
         try:
             with Image.open(io.BytesIO(content)) as image:
                 check_shape(image)
@@ -82,7 +85,8 @@ class ImageRef:
         except _DECODE_ERRORS as error:
             raise UserError(f"broken image {self.path}: {error}") from None
 
-    def _read_with_retries(self) -> bytes:
+    def content(self) -> bytes:
+        """The encoded image; what fails for a moment is tried again. Raises as `open`."""
         for wait in RETRY_SECONDS:
             try:
                 return self._read_once()

@@ -3,14 +3,15 @@
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from model.errors import UserError
 from model.text_tokenizer import IMAGE
-from training.data.bad_records import BadRecordLog
-from training.data.record_parsing import UnparsedRecord, parse_records, sample_from_record
+from training.data.pieces import Piece
+from training.data.record_parsing import UnparsedRecord, sample_from_record
 from training.data.samples import ImageRef, Message, Sample, is_image
 
 # An image with a caption and no conversation of its own becomes a request to describe it.
@@ -19,20 +20,33 @@ CAPTION_REQUEST = f"{IMAGE}\nDescribe the image."
 _MEMBER_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
 
 
-def read_tar(
-    source: str, files: Sequence[Path], bad_records: BadRecordLog, verify_images: bool = True
-) -> list[Sample]:
-    """Samples from shards, images in the order of the archive; see `read_json`.
+@dataclass(frozen=True, slots=True)
+class TarReader:
+    """Samples of shards, images in the order of the archive.
 
     KEY.json holds a conversation of either JSON layout, or attributes with a `caption`; KEY.txt is a caption,
     too. Attributes become `meta`.
+
+    Args:
+        source: The name of the dataset.
     """
-    unparsed = (
-        UnparsedRecord(path, index, partial(_sample, source, path, key, members))
-        for path in files
-        for index, (key, members) in enumerate(_members_by_key(path))
-    )
-    return parse_records(source, unparsed, bad_records, verify_images)
+
+    source: str
+    files: tuple[Path, ...]
+
+    def pieces(self) -> Iterator[Piece]:
+        """One shard each."""
+        return (Piece(path, 0, 1) for path in self.files)
+
+    def records(self, piece: Piece) -> Iterator[UnparsedRecord]:
+        """The records of one shard."""
+        for index, (key, members) in enumerate(_members_by_key(piece.path)):
+            parse = partial(_sample, self.source, piece.path, key, members)
+            yield UnparsedRecord(piece.path, index, parse)
+
+    def sources(self) -> list[Path]:
+        """The shards."""
+        return list(self.files)
 
 
 def _members_by_key(path: Path) -> Iterator[tuple[str, dict[str, ImageRef]]]:

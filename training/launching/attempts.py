@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from training.launching.exit_codes import DONE, PERMANENT_FAILURE, STOPPED
@@ -46,9 +47,20 @@ class AttemptCounter:
 def total_committed_steps(folder: Path) -> int:
     """The newest committed step of each checkpoint folder below this one, added up."""
     newest: Counter[Path] = Counter()
+    for step, number in _committed(folder):
+        newest[step.parent] = max(newest[step.parent], number)
+    return newest.total()
+
+
+def newest_checkpoint_bytes(folder: Path) -> int:
+    """Size of the checkpoint that was committed last below this folder; 0 without one."""
+    steps = sorted((step.stat().st_mtime, step) for step, _ in _committed(folder))
+    return sum(file.stat().st_size for file in steps[-1][1].rglob("*") if file.is_file()) if steps else 0
+
+
+def _committed(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Folders of committed checkpoints, with their step."""
     for marker in folder.glob("**/step_*/COMPLETE"):
         number = marker.parent.name.removeprefix("step_")
         if number.isdecimal():
-            series = marker.parent.parent
-            newest[series] = max(newest[series], int(number))
-    return newest.total()
+            yield marker.parent, int(number)

@@ -2,6 +2,9 @@
 
 The Training Operator restarts a pod that ended with a code from 128 on, and fails the job on any other.
 `stage_process.main` maps exceptions to these codes, `group_exit_code` the codes of several processes to one.
+`vargpt submit --wait` and `vargpt logs` end with them, too: 0 the job succeeded, 2 it failed by a mistake
+that only the user can mend, 138 it failed otherwise (deadline, retries used up, deleted), 143 nobody waits
+for it any more.
 """
 
 from collections.abc import Iterable

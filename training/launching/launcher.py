@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -28,8 +28,10 @@ from training.launching.exit_codes import (
     STOPPED,
     group_exit_code,
 )
+from training.launching.preflight import Node, NodeFault, check_node
 from training.launching.rendezvous import Rendezvous, read_rendezvous
 from training.launching.stage_process import LAUNCHER_PID
+from training.launching.watchdog import Patience, watched
 
 # torch is imported where a group needs it: the process that replaces this one imports it anyway.
 
@@ -50,6 +52,12 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace,
     parser.add_argument("--nproc", help="processes on this node: a number, auto, cpu or gpu")
     parser.add_argument("--outputs", default="outputs", help="folder of checkpoints and results")
     parser.add_argument("--max-attempts", type=int, default=3, help="starts without a new checkpoint")
+    parser.add_argument(
+        "--silence-seconds", type=float, default=Patience.silence, help="until what is silent counts as gone"
+    )
+    parser.add_argument(
+        "--stall-seconds", type=float, default=Patience.stall, help="until a step that does not end is hung"
+    )
     parser.add_argument("--module", default="training.launching.stage_process", help=argparse.SUPPRESS)
     return parser.parse_known_args(arguments)
 
@@ -62,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         logger.error("error: %s", error)
         return PERMANENT_FAILURE
+    except NodeFault as fault:
+        logger.error("error: %s", fault)
+        return RETRYABLE_FAILURE
 
 
 def launch(options: argparse.Namespace, passed_on: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -73,39 +84,56 @@ def launch(options: argparse.Namespace, passed_on: Sequence[str], environment: M
     command = [sys.executable, "-m", options.module, options.stage, "--outputs", options.outputs, *passed_on]
     if options.stage == BACKBONES and rendezvous.max_nodes * rendezvous.num_processes > 1:
         raise UserError(f"{BACKBONES} is one process, which starts its own: run it without --nproc or nodes")
+    outputs = Path(options.outputs, options.stage)
+    check_node(Node(outputs, rendezvous.num_processes, rendezvous.endpoint, environment))
     if rendezvous.is_single_process:
         os.execv(command[0], command)
+    patience = Patience(options.silence_seconds, options.stall_seconds)
     if not rendezvous.hosts_store:
-        return run_group(rendezvous, command)
-    attempts = AttemptCounter(Path(options.outputs, options.stage))
-    return run_with_attempt_limit(rendezvous, command, attempts, options.max_attempts)
+        return run_group(rendezvous, command, patience, os._exit)
+    attempts = AttemptCounter(outputs)
+    return run_with_attempt_limit(rendezvous, command, patience, attempts, options.max_attempts)
 
 
 def run_with_attempt_limit(
-    rendezvous: Rendezvous, command: Sequence[str], attempts: AttemptCounter, limit: int
+    rendezvous: Rendezvous, command: Sequence[str], patience: Patience, attempts: AttemptCounter, limit: int
 ) -> int:
     """Run a group, unless that many starts have made no new checkpoint; the exit code."""
+
+    def end(code: int) -> None:
+        attempts.end(code)
+        os._exit(code)
+
     number = attempts.begin()
     if number > limit:
         logger.error("error: no checkpoint was committed in %d attempts; giving up", limit)
         code = PERMANENT_FAILURE
     else:
         logger.info("attempt %d of %d since the last checkpoint", number, limit)
-        code = run_group(rendezvous, command)
+        code = run_group(rendezvous, command, patience, end)
     attempts.end(code)
     return code
 
 
-def run_group(rendezvous: Rendezvous, command: Sequence[str]) -> int:
-    """Run this node's processes of a group to their end, passing on signals to stop; the exit code."""
+def run_group(
+    rendezvous: Rendezvous, command: Sequence[str], patience: Patience, end: Callable[[int], None]
+) -> int:
+    """Run this node's processes of a group to their end, passing on signals to stop; the exit code.
+
+    Args:
+        end: Ends this process at once, where the group can neither go on nor be waited for.
+    """
     # First of all: process 1 of a pod ignores signals that it has no handler for.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _terminate_children)
     try:
-        return _run_elastic(rendezvous, command)
+        with watched(rendezvous.endpoint, patience, end) as group:
+            code = _run_elastic(rendezvous, command)
+            group.ended(code)
     except KeyboardInterrupt as stop:
         logger.info("%s", stop)
         return STOPPED
+    return code
 
 
 def _terminate_children(_number: int, _frame: FrameType | None) -> None:
@@ -132,6 +160,8 @@ def _run_elastic(rendezvous: Rendezvous, command: Sequence[str]) -> int:
         nproc_per_node=rendezvous.num_processes,
         rdzv_backend=rendezvous.backend,
         rdzv_endpoint=rendezvous.endpoint or "localhost:0",
+        # Else torch compares names and addresses, and every node of one machine takes itself for the host.
+        rdzv_configs={"is_host": rendezvous.hosts_store} if rendezvous.endpoint else {},
         run_id=rendezvous.run_id,
         max_restarts=0,
         # On any other signal the agent would end itself and lose the exit codes of its children.

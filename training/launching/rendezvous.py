@@ -1,4 +1,4 @@
-"""Rendezvous settings of torch's elastic agent, from the PET_ variables that the Training Operator sets."""
+"""Rendezvous settings of torch's elastic agent, from the PET_ variables that an operator sets."""
 
 import socket
 from collections.abc import Mapping
@@ -32,7 +32,9 @@ class Rendezvous:
     @property
     def hosts_store(self) -> bool:
         """Whether this node hosts the rendezvous store, as exactly one node of a job does."""
-        return self.endpoint.rpartition(":")[0] == socket.gethostname()
+        host, name = self.endpoint.rpartition(":")[0], socket.gethostname()
+        # Under Trainer v2, the name of a pod is the first part of its name in the network.
+        return host == name or host.partition(".")[0] == name
 
 
 def parse_count(name: str, text: str) -> int:
@@ -60,7 +62,15 @@ def read_rendezvous(environment: Mapping[str, str], num_processes: str | None) -
         min_nodes=parse_count("PET_NNODES", min_nodes),
         max_nodes=parse_count("PET_NNODES", max_nodes or min_nodes),
         num_processes=parse_count("--nproc", num_processes or environment.get("PET_NPROC_PER_NODE", "1")),
-        endpoint=environment.get("PET_RDZV_ENDPOINT", ""),
+        endpoint=_endpoint(environment),
         backend=environment.get("PET_RDZV_BACKEND", "c10d"),
         run_id=environment.get("PET_RDZV_ID", "vargpt"),
     )
+
+
+def _endpoint(environment: Mapping[str, str]) -> str:
+    """Where nodes meet: an endpoint as the Training Operator gives it, or Trainer's first node; or empty."""
+    if endpoint := environment.get("PET_RDZV_ENDPOINT"):
+        return endpoint
+    host = environment.get("PET_MASTER_ADDR")
+    return f"{host}:{environment.get('PET_MASTER_PORT', '29500')}" if host else ""

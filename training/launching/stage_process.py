@@ -10,11 +10,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.launching.exit_codes import DONE, PERMANENT_FAILURE, RETRYABLE_FAILURE, STOPPED
+from training.launching.heartbeats import HeartbeatWriter
 from training.parent_death import die_with_parent
+
+if TYPE_CHECKING:
+    from training.tracking.exporter import MetricsExporter
 
 # Not __name__, which is __main__ here.
 logger = logging.getLogger("training.launching.stage_process")
@@ -22,6 +27,8 @@ logger = logging.getLogger("training.launching.stage_process")
 LOCAL_MLFLOW = "sqlite:///mlflow.db"
 # Environment variable with the process id of the launcher, with which its training processes end.
 LAUNCHER_PID = "VARGPT_LAUNCHER_PID"
+# On which Prometheus is answered, by the first process of a node; none: nowhere.
+METRICS_PORT = "VARGPT_METRICS_PORT"
 
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -39,8 +46,8 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def train(options: argparse.Namespace, stop: threading.Event) -> None:
-    """Run a stage until it is done or `stop` is set. Raises what `run_stage` and `run_backbones` raise."""
+def train(options: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    """Run a stage until it is done or should stop. Raises what `run_stage` and `run_backbones` raise."""
     from training.precision import training_device
 
     # Else DeepSpeed, where it is installed, warns on every start that it has found no GPU.
@@ -61,7 +68,8 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         tracking_uri=options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", LOCAL_MLFLOW),
         spool=options.outputs.parent / "spool",
         commit=os.environ.get("GIT_COMMIT"),
-        should_stop=stop.is_set,
+        should_stop=should_stop,
+        exporter=metrics_exporter(options.stage, folders.folder, os.environ),
     )
     if options.stage == "backbones":
         from training.backbones.run import run_backbones
@@ -71,11 +79,26 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         run_stage(options.stage, params, folders, context)
 
 
+def metrics_exporter(stage: str, folder: Path, environment: Mapping[str, str]) -> "MetricsExporter | None":
+    """What answers Prometheus, where a port is given and this is its node's first process."""
+    port = environment.get(METRICS_PORT)
+    if not port or environment.get("LOCAL_RANK", "0") != "0":
+        return None
+    from model.errors import UserError
+    from training.tracking.exporter import MetricsExporter
+
+    if not port.isdecimal():
+        raise UserError(f"{METRICS_PORT} must be a port, got {port!r}")
+    exporter = MetricsExporter(stage, folder)
+    exporter.serve(int(port))
+    return exporter
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a stage; the exit code, by the exception that ended it."""
     if launcher := os.environ.get(LAUNCHER_PID):
         die_with_parent(int(launcher))
-    stop = threading.Event()
+    stop, heartbeat = threading.Event(), HeartbeatWriter.started()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
@@ -84,8 +107,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from model.errors import UserError
     from training.errors import Stopped
 
+    def should_stop() -> bool:
+        # Asked once before every step.
+        if heartbeat:
+            heartbeat.step()
+        return stop.is_set()
+
     try:
-        train(options, stop)
+        train(options, should_stop)
     except UserError as error:
         logger.error("error: %s", error)
         return PERMANENT_FAILURE
@@ -95,6 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         logger.info("%s", stopped)
         return STOPPED
+    if heartbeat:
+        heartbeat.done()
     return DONE
 
 

@@ -1,8 +1,8 @@
 """Learning-rate schedule: linear warm-up, then cosine decay to a share of the peak."""
 
 import math
-
-import torch
+from collections.abc import Iterable
+from typing import Any
 
 from training.params import ScheduleParams
 
@@ -21,8 +21,8 @@ def learning_rate(step: int, peak: float, warmup: int, steps: int, end: float) -
     return peak * (end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, params: ScheduleParams) -> float:
-    """Set the rate of every parameter group for a step, from the group's `peak`; the rate for `params.lr`."""
-    for group in optimizer.param_groups:
+def set_learning_rates(groups: Iterable[dict[str, Any]], step: int, params: ScheduleParams) -> float:
+    """Set the rate of an optimizer's groups for a step, from the group's `peak`; the rate for `params.lr`."""
+    for group in groups:
         group["lr"] = learning_rate(step, group["peak"], params.warmup, params.steps, params.end)
     return learning_rate(step, params.lr, params.warmup, params.steps, params.end)

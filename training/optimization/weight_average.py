@@ -4,16 +4,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # After t steps the decay is at most (1 + t) / (WARM_UP + t), so that starting weights are soon forgotten.
 WARM_UP = 10
 
 
 class WeightAverage:
-    """EMA of parameters, with a smaller decay in the first steps."""
+    """EMA of parameters, or of an engine's flat weights, with a smaller decay in the first steps."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
+    def __init__(self, parameters: Iterable[Tensor], decay: float) -> None:
         self.parameters = list(parameters)
         self.decay = decay
         self.averages = [parameter.detach().clone() for parameter in self.parameters]

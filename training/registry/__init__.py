@@ -8,15 +8,16 @@
 `promotion_lock` lets only one do so at a time.
 
 Door:
-    stage_folders: StageFolders, tracked_params
+    code_hash: room_hashes
+    stage_folders: StageFolders, point_to_import, tracked_params
     data_pointer: data_md5, data_path, md5_on_disk
     git_history: git_facts, user_name
-    lineage: config_sha256, imported_lineage, read_lineage, write_lineage
+    lineage: CODE, TAG_PREFIX, config_sha256, hashes_of_sources, imported_lineage, read_lineage, write_lineage
     trace: ChainLink, HashCheck, trace_lineage
-    shared_model: SHARED, final_model, share
+    shared_model: SHARED, final_model, share, share_by_name
     evaluation_subject: SUBJECT, EvaluationSubject
     gates: numbers, reaches
-    versions: CHAMPION, register, replace_figures
+    versions: CHAMPION, WEIGHTS_TAG, open_registry, register, replace_figures
     promotion: promote, roll_back
     fetch: model_folder
 May import: tracking

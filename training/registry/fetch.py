@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from model.errors import UserError, redact
 from model.manifest import MANIFEST, manifest_sha256
-from training.registry.versions import WEIGHTS_TAG
+from training.registry.versions import WEIGHTS_TAG, local_artifacts
 from training.tracking.mlflow_run import connect, outage_errors
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<versi
 
 @contextmanager
 def model_folder(address: str, uri: str) -> Iterator[Path]:
-    """The folder of a model while the block runs: the folder itself, or a registered version, downloaded.
+    """The folder of a model while the block runs: the folder itself, or a registered version.
+
+    Registered weights are read where they lie, or downloaded for the time of the block from elsewhere.
 
     Args:
         address: A folder, or models:/NAME@ALIAS or models:/NAME/VERSION.
@@ -39,7 +41,7 @@ def model_folder(address: str, uri: str) -> Iterator[Path]:
 
 
 def fetch(uri: str, address: str, scratch: Path) -> Path:
-    """Download a version below `scratch`; the folder that holds its manifest.
+    """The folder that holds a version's manifest: where it lies on this machine, or downloaded to `scratch`.
 
     Raises:
         UserError: the version cannot be had, or is not what was registered.
@@ -71,4 +73,7 @@ def _download(
     )
     # Not the models:/ address: MLflow would look that up in its default registry.
     source = client.get_model_version_download_uri(name, version.version)
-    return version, Path(download_artifacts(artifact_uri=source, dst_path=str(scratch), tracking_uri=uri))
+    folder = local_artifacts(source, uri)
+    if folder is None:
+        folder = Path(download_artifacts(artifact_uri=source, dst_path=str(scratch), tracking_uri=uri))
+    return version, folder

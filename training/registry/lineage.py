@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from model.manifest import LINEAGE, sha256_file
+from model.manifest import LINEAGE, sha256_files
 from training.registry.git_history import git_facts
 
 CODE = Path(__file__).parents[2]
@@ -63,29 +63,39 @@ def config_sha256(config: Mapping[str, Any]) -> str:
     return sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def imported_lineage(sources: Iterable[Path], weights_sha256: str) -> Lineage:
+def imported_lineage(
+    sources_sha256: Mapping[str, str],
+    weights_sha256: str,
+    commit: str | None = None,
+    run_id: str | None = None,
+) -> Lineage:
     """The record of a model made of published weights: every file that it was read from, by hash.
 
     Args:
-        sources: Files, and folders whose files all count, hidden ones left out.
+        commit: The git commit where the code lies without its history, as in an image.
     """
-    hashes = {}
-    for source in sources:
-        files = [source] if source.is_file() else sorted(source.rglob("*"))
-        for file in files:
-            inside = file.relative_to(source.parent)
-            if file.is_file() and not any(part.startswith(".") for part in inside.parts):
-                hashes[inside.as_posix()] = sha256_file(file)
-    commit, is_dirty = git_facts(CODE)
+    found, is_dirty = git_facts(CODE, commit)
     return Lineage(
         stage=IMPORTED,
         data_md5=None,
         config_sha256=None,
-        sources_sha256=hashes,
-        git_commit=commit,
+        sources_sha256=dict(sources_sha256),
+        git_commit=found,
         git_dirty=is_dirty,
+        run_id=run_id,
         weights_sha256=weights_sha256,
     )
+
+
+def hashes_of_sources(sources: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files, and of all files of folders but hidden ones, by their names from a source on."""
+    found = {}
+    for source in sources:
+        for file in [source] if source.is_file() else sorted(source.rglob("*")):
+            inside = file.relative_to(source.parent)
+            if file.is_file() and not any(part.startswith(".") for part in inside.parts):
+                found[inside.as_posix()] = file
+    return sha256_files(found)
 
 
 def write_lineage(record: Lineage, folder: Path) -> None:

@@ -5,14 +5,13 @@ twice. artifacts/model.dvc names it by hash; commit that file to share the model
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from model.errors import UserError
-from model.manifest import manifest_sha256
+from model.manifest import link_or_copy, manifest_sha256
 
 TRAINED = Path("outputs/stage3/model")
 SHARED = Path("artifacts/model")
@@ -30,7 +29,7 @@ def share(model_dir: Path = TRAINED) -> str:
         raise UserError(f"there is no {model_dir} to share; train it with: dvc repro")
     weights = manifest_sha256(model_dir)
     shutil.rmtree(SHARED, ignore_errors=True)
-    shutil.copytree(model_dir, SHARED, copy_function=_link_or_copy)
+    shutil.copytree(model_dir, SHARED, copy_function=link_or_copy)
     command = [sys.executable, "-m", "dvc", "add", "--quiet", str(SHARED)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
@@ -39,9 +38,8 @@ def share(model_dir: Path = TRAINED) -> str:
     return weights
 
 
-def _link_or_copy(source: str, target: str) -> None:
-    """A second name for the same bytes; a copy where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+def share_by_name(pointer: Path) -> str:
+    """Record only the hash of a final model that lies elsewhere, as the pointer of its stage names it."""
+    weights = json.loads(pointer.read_text(encoding="utf-8"))["weights_sha256"]
+    RECORD.write_text(json.dumps({"weights_sha256": weights}) + "\n", encoding="utf-8")
+    return weights

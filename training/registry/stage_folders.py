@@ -3,12 +3,12 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import load_model, manifest_sha256, save_model, verify
+from model.checkpoint import load_model, manifest_sha256, verify
 from model.errors import UserError
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
@@ -17,9 +17,24 @@ from training.registry.data_pointer import data_md5
 from training.registry.git_history import git_facts
 from training.registry.lineage import Lineage, config_sha256, write_lineage
 
+OUTPUTS = "outputs"
 IDENTITY_LENGTH = 12
 # Parameters that may change between two starts of one training, as after running out of memory.
-NOT_DECIDING = frozenset({"micro_batch", "checkpoint_every", "max_skipped"})
+NOT_DECIDING = frozenset(
+    {
+        "micro_batch",
+        "engine",
+        "offload",
+        "checkpoint_activations",
+        "compile",
+        "cached_codes",
+        "loader_workers",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "validate_every",
+        "max_skipped",
+    }
+)
 SHARED_PARAMS = ("size", "preset", "precision", "seed")
 
 
@@ -54,7 +69,7 @@ class StageFolders:
 
     @property
     def model_dir(self) -> Path:
-        return self.folder / "model"
+        return self.model_of(self.stage)
 
     def pointer_path(self, stage: str) -> Path:
         """The small file by which a finished stage is known."""
@@ -62,7 +77,7 @@ class StageFolders:
 
     def load(self, stage: str) -> tuple[VargptForConditionalGeneration, VargptProcessor]:
         """The model that another stage has made, whole. ValueError says what is missing or damaged."""
-        folder = self.outputs / stage / "model"
+        folder = self.model_of(stage)
         if not folder.is_dir():
             raise UserError(f"{self.stage} starts from {stage}, but there is no {folder}; run {stage} first")
         verify(folder)
@@ -95,14 +110,20 @@ class StageFolders:
             git_dirty=is_dirty,
         )
 
-    def publish(
-        self, model: VargptForConditionalGeneration, processor: VargptProcessor, lineage: Mapping[str, Any]
-    ) -> str:
-        """Put the model where the next stage looks, whole or not at all; the hash of its manifest."""
+    def model_of(self, stage: str) -> Path:
+        """The folder of the model that a stage makes."""
+        return self.outputs / stage / "model"
+
+    def publish(self, write: Callable[[Path], str], lineage: Mapping[str, Any]) -> str:
+        """Put a model where the next stage looks, whole or not at all; the hash of its manifest.
+
+        Args:
+            write: Writes the model to a folder that is not there yet, and returns the hash.
+        """
         beside, old = self.folder / "model.tmp", self.folder / "model.old"
         for stale in (beside, old):
             shutil.rmtree(stale, ignore_errors=True)
-        weights = save_model(model, processor, beside)
+        weights = write(beside)
         write_lineage(Lineage(**{**lineage, "weights_sha256": weights}), beside)
         if self.model_dir.exists():
             os.replace(self.model_dir, old)
@@ -121,7 +142,17 @@ class StageFolders:
 
     def start_sha256(self, stage: str) -> str:
         """The hash of the weights that a stage starts from."""
-        return manifest_sha256(self.outputs / stage / "model")
+        return manifest_sha256(self.model_of(stage))
+
+
+def point_to_import(model_dir: Path, weights: str, seconds: float) -> Path | None:
+    """Point to an import as to a stage's model, where it lies as one: outputs/STAGE/model; the pointer."""
+    outputs = model_dir.parent.parent
+    if model_dir.name != "model" or outputs.name != OUTPUTS:
+        return None
+    folders = StageFolders(model_dir.parent.name, outputs, outputs, outputs)
+    folders.point(weights, "", seconds)
+    return folders.pointer_path(folders.stage)
 
 
 def _deciding(config: dict[str, Any], stage: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError, redact
-from model.manifest import LINEAGE, manifest_sha256, verify
+from model.manifest import LINEAGE, link_published, manifest_sha256, verify
 from training.registry.evaluation_subject import check_subject, subject_of
 from training.registry.lineage import TAG_PREFIX, Lineage, write_lineage
 from training.tracking.mlflow_run import connect, find_run, outage_errors
@@ -40,9 +40,10 @@ def open_registry(uri: str) -> "MlflowClient":
 def register(
     uri: str, model_name: str, run_id: str, model_dir: Path, metrics: Mapping[str, Any], lineage: Lineage
 ) -> str:
-    """Upload a model folder to its run and register it; returns the version, the same for the same weights.
+    """Put a model folder into its run and register it; returns the version, the same for the same weights.
 
-    The folder stays as it is. The record in the registered copy also names run and version.
+    Where artifacts lie on this file system, they are hard links to the folder: weights are not copied. The
+    folder stays as it is. The record in the registered copy also names run and version.
 
     Args:
         run_id: MLflow's id of the run, or our own name for it.
@@ -122,12 +123,31 @@ def _version_with(client: "MlflowClient", model_name: str, alias: str) -> "Model
     return client.get_model_version(model_name, aliases[alias]) if alias in aliases else None
 
 
+def local_artifacts(source: str, uri: str) -> Path | None:
+    """The folder that an artifact address of MLflow names; None where it is not on this machine's disks."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    repository = get_artifact_repository(source, tracking_uri=uri, registry_uri=uri)
+    # Addresses of runs and of models are resolved by a repository around the one that holds the files.
+    repository = getattr(repository, "repo", repository)
+    return Path(repository.artifact_dir) if isinstance(repository, LocalArtifactRepository) else None
+
+
+def _put_artifacts(client: "MlflowClient", run_id: str, model_dir: Path, folder: str) -> None:
+    artifacts = local_artifacts(client.get_run(run_id).info.artifact_uri, client.tracking_uri)
+    if artifacts is None:
+        client.log_artifacts(run_id, str(model_dir), folder)
+    else:
+        link_published(model_dir, artifacts / folder)
+
+
 def _upload(client: "MlflowClient", model_name: str, model_dir: Path, record: Lineage) -> str:
     from mlflow.exceptions import MlflowException
 
     assert record.run_id and record.weights_sha256
     folder = _artifact_folder(record.weights_sha256)
-    client.log_artifacts(record.run_id, str(model_dir), folder)
+    _put_artifacts(client, record.run_id, model_dir, folder)
     try:
         client.create_registered_model(model_name)
     except MlflowException as error:

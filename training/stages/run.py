@@ -1,33 +1,40 @@
 """One run of a stage: opens its data, trains, tracks, and publishes the model with its lineage."""
 
 import dataclasses
-import json
 import logging
 import shutil
 import time
 from typing import Any
 
-from accelerate import Accelerator
+import torch
 
 from model.errors import UserError
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
 from training.data.bad_records import BadRecordLog
 from training.data.batch_loader import BatchLoader
+from training.data.code_cache import open_codes
 from training.data.content_hashes import samples_sha256
-from training.data.prepared_data import open_mixture
+from training.data.prepared_data import DataFolders, open_mixture
 from training.digits.instructions import sample_prompts
+from training.engines.make import make_engine
 from training.errors import Stopped
 from training.params import Params, StageParams
 from training.registry.stage_folders import StageFolders, tracked_params
 from training.run_context import RunContext
 from training.stages.stage_table import Stage, freeze_for, stage_named
-from training.stages.trainer import StepMetrics, Trainer, make_accelerator
+from training.stages.step_metrics import StepMetrics
+from training.stages.throughput import Throughput
+from training.stages.trainer import Trainer
+from training.stages.work_record import WorkRecorder
 from training.tracking.progress import ProgressLine, progress_line
 from training.tracking.sample_sheet import sample_sheet
 from training.tracking.tracker import EXPERIMENT, LOG_EVERY, Tracker, open_tracker
 
 logger = logging.getLogger(__name__)
+
+# With these, MLflow knows enough of a run to repeat it.
+PARAMS_ARTIFACT, PROCESSES_TAG = "params.json", "vargpt.processes"
 
 
 def run_stage(name: str, params: Params, folders: StageFolders, context: RunContext) -> None:
@@ -39,15 +46,18 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
     """
     stage, stage_params = stage_named(name), getattr(params, name)
     bad_records = BadRecordLog()
-    mixture = open_mixture(folders.prepared, stage_params.mixture, params.seed, bad_records)
-    bad_records.check(params.prepare.bad_record_share)
+    data = DataFolders(folders.prepared.parent, folders.outputs / "index")
+    mixture = open_mixture(stage_params.mixture, data, params.data.held_out, params.seed, bad_records)
+    bad_records.check(params.data.bad_record_share)
     model, processor = folders.load(stage.starts_from)
     content = samples_sha256(mixture.datasets)
     identity = folders.identity(params, folders.start_sha256(stage.starts_from), content)
     # Most of the user's mistakes are found before this line, after which processes wait for each other.
-    accelerator = make_accelerator(params.precision)
-    _refuse_impossible(name, stage_params, model, accelerator.num_processes)
-    model.to(accelerator.device)
+    engine = make_engine(stage_params, params)
+    _refuse_impossible(name, stage_params, model, engine.world_size)
+    codes = open_codes(folders.outputs / "codes", model.image_tokenizer, processor, stage_params)
+    if codes is not None:
+        model.image_tokenizer.detach_encoder()
     loader = BatchLoader(
         mixture,
         processor,
@@ -55,21 +65,22 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
         stage_params,
         params.seed,
         bad_records,
-        params.prepare.bad_record_share,
+        params.data.bad_record_share,
+        codes,
     )
+    torch.manual_seed(params.seed)
     trainer = Trainer(
-        accelerator,
+        engine,
         model,
-        freeze_for(model, stage),
+        freeze_for(model, stage, stage_params.lora),
         loader,
         stage_params,
-        params.optimizer,
-        params.seed,
+        params,
         checkpoint_dir=folders.folder / identity,
         should_stop=context.should_stop,
     )
-    run = StageRun(stage, params, folders, context, accelerator, trainer, model, processor)
-    if accelerator.is_main_process:
+    run = StageRun(stage, params, folders, context, trainer, processor)
+    if engine.is_main:
         bad_records.save(folders.folder / "bad_records.json")
     run.train_and_publish()
 
@@ -93,17 +104,23 @@ class StageRun:
         params: Params,
         folders: StageFolders,
         context: RunContext,
-        accelerator: Accelerator,
         trainer: Trainer,
-        model: VargptForConditionalGeneration,
         processor: VargptProcessor,
     ) -> None:
         self.stage, self.params, self.folders, self.context = stage, params, folders, context
-        self.accelerator, self.trainer, self.model, self.processor = accelerator, trainer, model, processor
+        self.trainer, self.engine, self.processor = trainer, trainer.engine, processor
         self.tracker: Tracker = open_tracker(
-            context.tracking_uri, EXPERIMENT, context.spool, accelerator.is_main_process
+            context.tracking_uri,
+            EXPERIMENT,
+            context.spool,
+            self.engine.is_main,
+            exporter=context.exporter,
         )
         self.began, self.seconds_before, self.run_id = time.monotonic(), 0.0, ""
+        self.num_spikes = 0
+        self.throughput = Throughput(
+            trainer.model.config, stage, trainer.params, self.engine.world_size, self.engine.device
+        )
         self.lineage = folders.lineage(params, context.commit, stage.starts_from)
 
     def train_and_publish(self) -> None:
@@ -111,10 +128,10 @@ class StageRun:
         self._warn_of_other_checkpoints()
         first, metadata = self.trainer.resume()
         self.seconds_before = metadata.get("seconds", 0.0)
-        self._start_tracking(metadata.get("run"))
+        self._start_tracking(metadata.get("run"), first)
         status = "FAILED"
         try:
-            with progress_line(self.stage.name, first, self._steps, self.accelerator.is_main_process) as line:
+            with progress_line(self.stage.name, first, self._steps, self.engine.is_main) as line:
                 self.trainer.run(first, lambda metrics: self._on_step(metrics, line), self._metadata)
             self._publish()
             status = "FINISHED"
@@ -123,16 +140,14 @@ class StageRun:
             raise
         finally:
             self.tracker.finish(status)
-        if self.accelerator.is_main_process:
+        if self.engine.is_main:
             self._finish()
-        self.accelerator.wait_for_everyone()
 
     def _warn_of_other_checkpoints(self) -> None:
         """Log checkpoints of other parameters, for users who changed one by mistake."""
-        if self.accelerator.is_main_process:
-            others = {path.parent for path in self.folders.folder.glob("*/step_*")} - {
-                self.trainer.checkpoint_dir
-            }
+        if self.engine.is_main:
+            others = {path.parent for path in self.folders.folder.glob("*/step_*")}
+            others -= {self.trainer.checkpoints.folder}
             for folder in sorted(others):
                 logger.warning("%s is of other parameters, data or start: not continued", folder)
 
@@ -140,18 +155,26 @@ class StageRun:
     def _steps(self) -> int:
         return self.trainer.params.steps
 
-    def _start_tracking(self, run_of_checkpoint: str | None) -> None:
+    def _start_tracking(self, run_of_checkpoint: str | None, first: int) -> None:
         """Start an MLflow run, or continue the one of an earlier attempt, whose id is in a file."""
-        run_file = self.folders.folder / f"{self.trainer.checkpoint_dir.name}.run.json"
-        run_of_file = json.loads(run_file.read_text())["run"] if run_file.is_file() else None
+        run_file = self.folders.folder / f"{self.trainer.checkpoints.folder.name}.run.json"
+        self.work = WorkRecorder(run_file)
         config = tracked_params(self.params, self.stage.name)
         self.run_id = self.tracker.start(
-            self.stage.name, config, self.lineage.tags(), run_of_checkpoint or run_of_file
+            self.stage.name, config, self.lineage.tags(), run_of_checkpoint or self.work.record.run or None
         )
-        if self.accelerator.is_main_process:
-            run_file.parent.mkdir(parents=True, exist_ok=True)
-            run_file.write_text(json.dumps({"run": self.run_id}))
+        if self.engine.is_main:
+            self.work.begin(self.run_id, first, self.seconds_before)
+            self._track_lost_work(first)
+            self._record_params()
+        self.tracker.tag(**{PROCESSES_TAG: str(self.engine.world_size)})
         self.tracker.dataset("digits", self.lineage.data_md5, str(self.folders.data_pointer.with_suffix("")))
+
+    def _record_params(self) -> None:
+        """Keep all parameters with the run, from which `vargpt rerun` repeats it."""
+        path = self.folders.folder / PARAMS_ARTIFACT
+        path.write_text(self.params.model_dump_json(indent=1), encoding="utf-8")
+        self.tracker.artifact(path)
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.began
@@ -161,6 +184,8 @@ class StageRun:
 
     def _on_step(self, metrics: StepMetrics, line: ProgressLine) -> None:
         num_done, params = metrics.step + 1, self.trainer.params
+        if self.engine.is_main:
+            self.work.reached(num_done, self._seconds())
         line.show(num_done, {k: v for k, v in metrics.losses.items() if k in ("text", "image")})
         if num_done % LOG_EVERY == 0 or num_done == self._steps:
             rates = {
@@ -170,26 +195,60 @@ class StageRun:
                 "tokens_per_step": metrics.num_tokens,
                 "skipped_steps": metrics.num_skipped,
             }
-            losses = {f"loss/{name}": value for name, value in metrics.losses.items()}
-            self.tracker.log(num_done, **rates, **losses)
-        is_main = self.accelerator.is_main_process
-        if params.image_weight and num_done % params.checkpoint_every == 0 and is_main:
-            with self.trainer.average.applied():
-                self._track_samples(num_done)
+            rates |= self._speed(metrics)
+            by_group = {"loss": metrics.losses, "gradient_norm_of": metrics.norm_by_part}
+            groups = {
+                f"{group}/{name}": value for group, of in by_group.items() for name, value in of.items()
+            }
+            self.tracker.log(num_done, **rates, **groups)
+            self._track_lost_work(num_done)
+        if metrics.validation:
+            validation = {f"validation/{name}": value for name, value in metrics.validation.items()}
+            self.tracker.log(num_done, **validation)
+        if metrics.is_spike:
+            self.num_spikes += 1
+            self.tracker.log(num_done, loss_spikes=self.num_spikes)
+        if params.image_weight and num_done % params.checkpoint_every == 0:
+            self._track_samples(num_done)
+
+    def _speed(self, metrics: StepMetrics) -> dict[str, float]:
+        """Of the last step, over all processes; memory and checkpoints of the main one."""
+        checkpoints = self.trainer.checkpoints
+        found = self.throughput.metrics(metrics) | {
+            "checkpoint_stall_seconds": checkpoints.stall_seconds,
+            "checkpoint_write_seconds": checkpoints.write_seconds,
+        }
+        if self.engine.device.type == "cuda":
+            found["gpu_peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
+        return found
+
+    def _track_lost_work(self, step: int) -> None:
+        self.tracker.log(step, **self.work.record.metrics(self.engine.world_size))
 
     def _track_samples(self, num_steps: int) -> None:
-        """Draw the fixed prompts and log the images."""
-        self.tracker.image(num_steps, "samples", sample_sheet(self.model, self.processor, sample_prompts()))
+        """Draw the fixed prompts with averaged weights and log the images."""
+        # Where processes share weights, all of them compute.
+        if self.engine.is_main or self.engine.shards_weights:
+            with self.trainer.averaged_weights():
+                sheet = sample_sheet(self.trainer.model, self.processor, sample_prompts())
+            self.tracker.image(num_steps, "samples", sheet)
 
     def _publish(self) -> None:
         """Write the model with averaged weights to the stage's folder, on the main process."""
-        self.trainer.average.copy_to_parameters()
-        if not self.accelerator.is_main_process:
-            return
         if self.trainer.params.image_weight:
             self._track_samples(self._steps)
+        self.trainer.save_last(self._metadata())
+        self.engine.together(self._write_model, self.trainer.checkpoints.patience)
+
+    def _write_model(self) -> None:
+        if not self.engine.is_main:
+            return
+        start = self.folders.model_of(self.stage.starts_from)
         lineage = dataclasses.asdict(self.lineage) | {"run_id": self._tracked_run_id()}
-        self.weights_sha256 = self.folders.publish(self.model, self.processor, lineage)
+        self.weights_sha256 = self.folders.publish(
+            lambda folder: self.trainer.write_model(start, folder), lineage
+        )
+        self.trainer.write_adapters(self.folders.folder / "adapter")
         self.tracker.tag(**{"vargpt.weights_sha256": self.weights_sha256})
 
     def _tracked_run_id(self) -> str:

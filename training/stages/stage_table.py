@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from model.errors import UserError
+from training.params import LoraParams
+from training.stages.lora import add_adapters
 
 GENERATION_PROJECTORS = ("generation_input_projector", "generation_output_projector")
 
@@ -47,9 +49,16 @@ def stage_named(name: str) -> Stage:
     return STAGES[name]
 
 
-def freeze_for(model: nn.Module, stage: Stage) -> list[nn.Parameter]:
-    """Freeze all but the stage's modules, in place; the trainable parameters, in the model's order."""
+def freeze_for(
+    model: nn.Module, stage: Stage, lora: LoraParams | None = None
+) -> list[tuple[str, nn.Parameter]]:
+    """Freeze all but the stage's modules, in place; what learns by name, in the model's order.
+
+    With LoRA, its modules are frozen too, and adapters of random and zero weights learn in their place.
+    """
     model.requires_grad_(False).eval()
     for path in stage.trains:
         model.get_submodule(path).requires_grad_(True).train()
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if lora is not None:
+        add_adapters(model, lora)
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

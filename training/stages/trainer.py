@@ -1,4 +1,4 @@
-"""Training loop of every stage, on one process or many; a stopped run resumes at the step where it was.
+"""Training loop of every stage, under any engine; a stopped run resumes at the step where it was.
 
 Losses are divided by the token counts of all processes together, so the same samples give the same gradient
 whatever the number of processes. The exception is drop path, the one random layer (off in `tiny`), whose
@@ -7,160 +7,104 @@ random numbers differ by process.
 
 import contextlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
 
 from model.cpu_kernels import eager_attention
-from model.losses import IGNORED
 from model.modeling import VargptForConditionalGeneration
-from training.checkpoints import store
-from training.checkpoints.state_trees import flatten_state, unflatten_state
+from training.checkpoints import step_folders
+from training.checkpoints.fragments import Fragments
+from training.checkpoints.slices import Flats, views
 from training.data.batch_loader import BatchLoader
+from training.engines.engine import Engine, NamedParameters
 from training.errors import Stopped
 from training.optimization.non_finite_gradients import NonFiniteGradientSkipper
 from training.optimization.optimizer import make_adamw
 from training.optimization.schedule import set_learning_rates
 from training.optimization.weight_average import WeightAverage
-from training.params import OptimizerParams, StageParams
-from training.precision import training_device
+from training.params import Params, StageParams
+from training.stages.blocks import prepare_blocks
+from training.stages.checkpointing import StageCheckpoints
+from training.stages.lora import save_adapters
+from training.stages.stage_loss import StageLoss, counted, mean_losses, on_device
+from training.stages.step_metrics import SpikeDetector, StepMetrics
+from training.stages.trained_model import write_trained_model
+from training.stages.validation import Validation
 from training.tiny.muon import make_tiny_optimizer
+from training.tracking.tracker import LOG_EVERY
 
 logger = logging.getLogger(__name__)
 
-# A peer that is gone is noticed after this long; it must exceed the time that a checkpoint takes.
-COLLECTIVE_TIMEOUT_SECONDS = 120
-
-
-def make_accelerator(precision: str) -> Accelerator:
-    """Accelerate's view of the processes that torchrun or an operator started; on GPUs if there are any."""
-    return Accelerator(
-        cpu=training_device().type == "cpu",
-        mixed_precision=precision,
-        kwargs_handlers=[
-            # A step without images leaves some projector without a gradient.
-            DistributedDataParallelKwargs(find_unused_parameters=True),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_SECONDS)),
-        ],
-    )
-
-
-class StageLoss(nn.Module):
-    """Cross-entropy of a batch in nats, summed over text tokens and over each image scale, (1 + scales,)."""
-
-    def __init__(self, model: VargptForConditionalGeneration, softness: float) -> None:
-        super().__init__()
-        self.model, self.softness = model, softness
-
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        sums = self.model.loss_sums(**batch, softness=self.softness)
-        joined = torch.cat([sums.text.reshape(1), sums.image_by_scale])
-        if joined.requires_grad:
-            return joined
-        # No trainable parameter was used, as for text alone in stage 3. Gradients are zero, not missing, so
-        # that all processes exchange the same ones.
-        return joined + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
-
-
-def token_counts(batch: dict[str, Tensor], scales: tuple[int, ...]) -> Tensor:
-    """Target tokens of a batch: of text, then of each image scale, (1 + scales,)."""
-    num_text = (batch["labels"][:, 1:] != IGNORED).sum()
-    num_images = len(batch["generation_pixel_values"])
-    return torch.tensor([float(num_text), *(float(num_images * side * side) for side in scales)])
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """Metrics of one training step over all processes.
-
-    Args:
-        step: Counted from 0.
-        losses: Mean cross-entropy in nats per token, of text, image and each image scale that there was.
-        gradient_norm: Before clipping.
-        num_tokens: Target tokens of text and images.
-        num_skipped: Steps of this run so far that were skipped, as their gradient was not finite.
-    """
-
-    step: int
-    learning_rate: float
-    losses: dict[str, float]
-    gradient_norm: float
-    num_tokens: int
-    num_skipped: int
+# Kinds of state in checkpoints: weights, and their average; others are the optimizer's.
+WEIGHT, AVERAGE = "weight", "average"
 
 
 class Trainer:
     """Trains one stage: loss, optimizer, weight average and checkpoints.
 
     Args:
-        trainable: The parameters that learn, in a fixed order.
+        learning: Name and parameter of all that learns, in a fixed order.
         checkpoint_dir: Folder of this run's checkpoints.
         should_stop: Called before every step on every process; one that returns True stops all.
     """
 
     def __init__(
         self,
-        accelerator: Accelerator,
+        engine: Engine,
         model: VargptForConditionalGeneration,
-        trainable: list[nn.Parameter],
+        learning: NamedParameters,
         loader: BatchLoader,
-        params: StageParams,
-        optimizer_params: OptimizerParams,
-        seed: int,
+        stage: StageParams,
+        params: Params,
         checkpoint_dir: Path,
         should_stop: Callable[[], bool],
     ) -> None:
-        self.accelerator, self.params, self.loader, self.seed = accelerator, params, loader, seed
-        self.trainable, self.checkpoint_dir, self.should_stop = trainable, checkpoint_dir, should_stop
-        self.clip_norm = optimizer_params.clip_norm
-        optimizer = _make_optimizer(model, params, optimizer_params)
-        self.loss, self.optimizer = accelerator.prepare(StageLoss(model, params.softness), optimizer)
-        self.language_model, self.scales = model.language_model, model.config.scales
-        self.average = WeightAverage(trainable, params.ema)
-        self.skipper = NonFiniteGradientSkipper(params.max_skipped)
+        self.engine, self.model, self.learning, self.loader = engine, model, learning, loader
+        self.params, self.seed, self.precision = stage, params.seed, params.precision
+        self.should_stop, self.num_updates = should_stop, 0
+        _take_out(model, "image_tokenizer", engine.device)
+        prepare_blocks(model, stage)
+        engine.prepare(
+            StageLoss(model, stage, engine.needs_all_modules),
+            learning,
+            lambda named: _make_optimizer(model, named, stage, params),
+        )
+        self.average = WeightAverage(_present(engine.flats()[WEIGHT]), stage.ema) if stage.ema else None
+        self._spikes = SpikeDetector()
+        self._validation = Validation(engine, model, loader)
+        self.skipper = NonFiniteGradientSkipper(stage.max_skipped)
+        self.checkpoints = StageCheckpoints(engine, checkpoint_dir, stage.keep_checkpoints)
 
     def resume(self) -> tuple[int, dict[str, Any]]:
         """Load the newest intact checkpoint: its number of steps and its metadata, (0, {}) without one."""
-        chosen = [store.newest_step(self.checkpoint_dir) if self.accelerator.is_main_process else None]
-        [step] = broadcast_object_list(chosen)
-        if step is None:
+        found = self.checkpoints.newest()
+        if found is None:
             return 0, {}
-        tensors, state = store.load_step(self.checkpoint_dir, step)
-        tree = unflatten_state(tensors, state["tree"])
-        with torch.no_grad():
-            for parameter, value in zip(self.trainable, tree["weights"], strict=True):
-                parameter.copy_(value)
-            for average, value in zip(self.average.averages, tree["averages"], strict=True):
-                average.copy_(value)
-        self.optimizer.load_state_dict(tree["optimizer"])
+        fragments, step, state = found
+        self.num_updates = state["num_updates"]
+        self.engine.begin_states(
+            lambda name: sorted(fragments.kinds[name] - {WEIGHT, AVERAGE}), self.num_updates
+        )
+        self.engine.together(lambda: self._fill(fragments), self.checkpoints.patience)
+        self.engine.apply_weights()
         return step, state["metadata"]
 
-    def save(self, step: int, metadata: dict[str, Any]) -> bool:
-        """Write a checkpoint after `step` steps, with metadata for JSON. False when the disk did not take it.
+    def save(self, step: int, metadata: dict[str, Any], wait: bool = True) -> bool:
+        """Write a checkpoint after `step` steps, with metadata for JSON. False when a disk did not take it.
+
+        Args:
+            wait: Return when it is written; otherwise training goes on meanwhile.
 
         Raises NonFiniteError when a weight is not finite.
         """
-        has_failed = False
-        if self.accelerator.is_main_process:
-            state = {
-                "weights": [parameter.detach() for parameter in self.trainable],
-                "averages": self.average.averages,
-                "optimizer": self.optimizer.state_dict(),
-            }
-            tensors, tree = flatten_state(state, "state")
-            try:
-                store.save_step(self.checkpoint_dir, step, tensors, {"tree": tree, "metadata": metadata})
-            except store.SaveError as error:
-                logger.warning("%s", error)
-                has_failed = True
-        return not self._on_any_process(has_failed)
+        state = {"num_updates": self.num_updates, "metadata": metadata}
+        self.checkpoints.save(step, self._state(), state)
+        return not (wait and self.checkpoints.finish())
 
     def run(
         self, first: int, on_step: Callable[[StepMetrics], None], metadata: Callable[[], dict[str, Any]]
@@ -176,43 +120,103 @@ class Trainer:
             Stopped: `should_stop` returned True, and everything so far is saved.
             SaveError: the same, but it could not be saved.
         """
-        with eager_attention(self.language_model, self.accelerator.mixed_precision):
+        with eager_attention(self.model.language_model, self.precision):
             for step in range(first, self.params.steps):
-                if self._on_any_process(self.should_stop()):
+                if self._exchange_flags():
                     if step > first and not self.save(step, metadata()):
-                        raise store.SaveError(f"stopped after {step} steps, which could not be saved")
+                        raise step_folders.SaveError(f"stopped after {step} steps, which could not be saved")
                     raise Stopped(f"stopped after {step} of {self.params.steps} steps")
                 on_step(self._train_step(step))
                 if (step + 1) % self.params.checkpoint_every == 0 and step + 1 < self.params.steps:
-                    self.save(step + 1, metadata())
+                    self.save(step + 1, metadata(), wait=False)
+        self.checkpoints.finish()
+
+    def save_last(self, metadata: dict[str, Any]) -> None:
+        """Write the checkpoint that the model is made from. SaveError when a disk did not take it."""
+        if not self.save(self.params.steps, metadata):
+            raise step_folders.SaveError(f"the last of {self.params.steps} steps could not be saved")
+
+    def write_model(self, start: Path, folder: Path) -> str:
+        """Write the trained model, by one process, from the checkpoint of `save_last`; its manifest's
+        SHA-256.
+        """
+        return write_trained_model(start, self._last(), self._published, folder, self.params.lora)
+
+    def write_adapters(self, folder: Path) -> None:
+        """Write the adapters of a stage with LoRA, by one process, from the checkpoint of `save_last`."""
+        if self.params.lora is not None:
+            save_adapters(self.model, self._last(), self._published, self.params.lora, folder)
+
+    def _last(self) -> Fragments:
+        return Fragments(step_folders.step_path(self.checkpoints.folder, self.params.steps))
+
+    @property
+    def _published(self) -> str:
+        return AVERAGE if self.average else WEIGHT
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Compute with the average of weights within the block, and with their own values after it."""
+        if self.average is None:
+            yield
+            return
+        with self.average.applied():
+            self.engine.apply_weights()
+            yield
+        self.engine.apply_weights()
+
+    def _exchange_flags(self) -> bool:
+        """Tell all processes which asked to stop, and how far their checkpoint is; whether to stop."""
+        flags = torch.tensor([float(flag) for flag in (self.should_stop(), *self.checkpoints.status())])
+        num_stopping, num_written, num_failed = self.engine.total(flags).tolist()
+        self.checkpoints.settle(int(num_written), int(num_failed))
+        return num_stopping > 0
 
     def _train_step(self, step: int) -> StepMetrics:
-        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        rate = set_learning_rates(self.optimizer, step, self.params)
-        torch.manual_seed((self.seed * 1_000_003 + step) * world_size + rank)
-        batches = self.loader.micro_batches(step, rank, world_size)
-        counts = self._sum_over_processes(sum(token_counts(batch, self.scales) for batch in batches))
-        self.optimizer.zero_grad()
-        sums = torch.stack(
-            [self._accumulate_gradients(batch, counts, batch is batches[-1]) for batch in batches]
-        ).sum(0)
-        norm = float(self.accelerator.clip_grad_norm_(self.trainable, self.clip_norm))
-        # In a step without target tokens, momentum and weight decay alone must not move weights.
-        if self._weighted_count(counts) > 0 and not self.skipper.should_skip(
-            step, norm, lambda: self.loader.record_names(step)
-        ):
-            self.optimizer.step()
-            self.average.update(step + 1)
-        losses = _mean_losses(self._sum_over_processes(sums), counts)
-        return StepMetrics(step, rate, losses, norm, int(counts.sum()), self.skipper.num_skipped)
+        engine, began = self.engine, time.monotonic()
+        rate = set_learning_rates(engine.param_groups, step, self.params)
+        torch.manual_seed((self.seed * 1_000_003 + step) * engine.world_size + engine.rank)
+        batches = self.loader.micro_batches(step, engine.rank, engine.world_size)
+        data_seconds = time.monotonic() - began
+        count = counted(engine, batches, self.model.config.scales)
+        counts = count.targets
+        if not self._weighted_count(counts):
+            # Without target tokens, momentum and weight decay alone must not move weights.
+            return StepMetrics(step, rate, {}, 0.0, 0, self.skipper.num_skipped)
+        sums = sum(self._add_gradient(batch, counts, batch is batches[-1]) for batch in batches)
+        norms = engine.update(by_part=(step + 1) % LOG_EVERY == 0)
+        if not self.skipper.should_skip(step, norms.total, lambda: self.loader.record_names(step)):
+            self.num_updates += 1
+            if self.average is not None:
+                self.average.update(step + 1)
+        sums, every = engine.total(sums), self.params.validate_every
+        return StepMetrics(
+            step,
+            rate,
+            mean_losses(sums, counts),
+            norms.total,
+            int(counts.sum()),
+            self.skipper.num_skipped,
+            norm_by_part=norms.by_part,
+            seconds=time.monotonic() - began,
+            data_seconds=data_seconds,
+            count=count,
+            validation=self._validation.losses() if every and (step + 1) % every == 0 else {},
+            is_spike=self._is_spike(step, float(self._weighted_loss(sums, counts))),
+        )
 
-    def _accumulate_gradients(self, batch: dict[str, Tensor], counts: Tensor, is_last: bool) -> Tensor:
-        """Backward pass of one micro-batch, all-reduced after the last one only. Returns its loss sums."""
-        batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
-        with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.loss):
-            sums = self.loss(batch)
-            # DDP averages over processes; the counts are of all of them, so the sum is needed.
-            self.accelerator.backward(self._weighted_loss(sums, counts) * self.accelerator.num_processes)
+    def _is_spike(self, step: int, loss: float) -> bool:
+        if not self._spikes.is_spike(loss):
+            return False
+        if self.engine.is_main:
+            records = ", ".join(self.loader.record_names(step))
+            logger.warning("the loss of step %d, %.3g, is a spike; its records: %s", step, loss, records)
+        return True
+
+    def _add_gradient(self, batch: dict[str, Tensor], counts: Tensor, is_last: bool) -> Tensor:
+        """Forward and backward pass of one micro-batch; its loss sums."""
+        sums = self.engine.forward(on_device(batch, self.engine.device))
+        self.engine.backward(self._weighted_loss(sums, counts), is_last)
         return sums.detach()
 
     def _weighted_loss(self, sums: Tensor, counts: Tensor) -> Tensor:
@@ -226,27 +230,37 @@ class Trainer:
         num_text, num_image = float(counts[0]), float(counts[1:].sum())
         return self.params.text_weight * num_text + self.params.image_weight * num_image
 
-    def _on_any_process(self, flag: bool) -> bool:
-        """Whether the flag is set on any process; all of them must call it."""
-        return bool(self._sum_over_processes(torch.tensor(float(flag))) > 0)
+    def _state(self) -> Flats:
+        """What this process holds of all that a checkpoint keeps."""
+        flats = dict(self.engine.flats())
+        if self.average is not None:
+            flats[AVERAGE] = self.average.averages
+        return flats
 
-    def _sum_over_processes(self, values: Tensor) -> Tensor:
-        values = values.to(self.accelerator.device)
-        return values if self.accelerator.num_processes == 1 else self.accelerator.reduce(values)
+    @torch.no_grad()
+    def _fill(self, fragments: Fragments) -> None:
+        for kind, part, elements in views(self.engine.slices(), self._state()):
+            # A state that none of a flat tensor's other parameters has stays zero.
+            if kind in fragments.kinds[part.name]:
+                fragments.read(kind, part, elements)
+
+
+def _take_out(model: nn.Module, name: str, device: torch.device) -> None:
+    """Keep a frozen module where the model finds it, but no longer as a part, so that an engine neither
+    rounds nor shards its weights.
+    """
+    module = getattr(model, name)
+    delattr(model, name)
+    vars(model)[name] = module.to(device)
 
 
 def _make_optimizer(
-    model: nn.Module, params: StageParams, optimizer_params: OptimizerParams
+    model: nn.Module, named: NamedParameters, stage: StageParams, params: Params
 ) -> torch.optim.Optimizer:
-    if params.muon_lr:
-        return make_tiny_optimizer([model], params, optimizer_params)
-    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return make_adamw(trainable, params.lr, optimizer_params)
+    if stage.muon_lr:
+        return make_tiny_optimizer([model], stage, params.optimizer)
+    return make_adamw(named, stage.lr, params.optimizer)
 
 
-def _mean_losses(sums: Tensor, counts: Tensor) -> dict[str, float]:
-    """Mean losses of text, image and each image scale, where there were target tokens."""
-    by_name = {"text": (sums[0], counts[0]), "image": (sums[1:].sum(), counts[1:].sum())}
-    for scale, pair in enumerate(zip(sums[1:], counts[1:], strict=True)):
-        by_name[f"image_scale_{scale + 1}"] = pair
-    return {name: float(total / count) for name, (total, count) in by_name.items() if count > 0}
+def _present(weights: Sequence[Tensor | None]) -> list[Tensor]:
+    return [weight for weight in weights if weight is not None]

@@ -8,7 +8,7 @@ Elsewhere for the same purpose: model/cpu_kernels.py (faster kernels), training/
 the processor multiplies it), training/backbones/workers.py (two processes of one thread each).
 
 Door:
-    muon: make_tiny_optimizer
+    muon: LOW_RANK_LAYER, make_tiny_optimizer
     projector_init: initialize_projectors
 May import: optimization
 """

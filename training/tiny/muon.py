@@ -132,6 +132,15 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.optimizers = {"muon": muon} | ({"adamw": adamw} if adamw else {})
         groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
         super().__init__(groups, {})
+        self._share_states()
+
+    def _share_states(self) -> None:
+        """Show the states of both optimizers as this one's, a matrix's as that of its view."""
+        muon, adamw = self.optimizers["muon"], self.optimizers.get("adamw")
+        for flat, matrix in zip(self.flat, self.matrices, strict=True):
+            self.state[matrix] = muon.state[flat]
+        for parameter in [p for group in adamw.param_groups for p in group["params"]] if adamw else []:
+            self.state[parameter] = adamw.state[parameter]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -160,6 +169,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state_dict[name])
         self.param_groups = [g for optimizer in self.optimizers.values() for g in optimizer.param_groups]
+        self._share_states()
 
 
 def _flat(values: Tensor, like: Tensor | None = None) -> Tensor:

@@ -2,9 +2,11 @@
 
 Training never waits for MLflow and never fails because of it. `tracker` is what training calls; `spool` the
 files between (append-only journals); `sender` the thread that sends them; `mlflow_run` the only module that
-writes to an MLflow run. `progress` shows steps on a terminal, `sample_sheet` draws the pictures of a run.
+writes to an MLflow run. `exporter` tells Prometheus the same. `progress` shows steps on a terminal,
+`sample_sheet` draws the pictures of a run.
 
 Door:
+    exporter: MetricsExporter
     tracker: EXPERIMENT, LOG_EVERY, Tracker, open_tracker
     sample_sheet: sample_sheet
     progress: ProgressLine, ProgressLines, progress_line, progress_lines

@@ -20,6 +20,7 @@ import psutil
 from PIL import Image
 
 from model.errors import UserError
+from training.run_context import MetricsListener
 from training.tracking.sender import Sender
 from training.tracking.spool import Journal, Spool
 
@@ -35,7 +36,14 @@ MEBIBYTE = 1 << 20
 
 
 class Tracker:
-    """Tracker that does nothing: the interface, and what every process but rank zero uses."""
+    """Tracker that sends nothing to MLflow: the interface, and what every process but rank zero uses.
+
+    Args:
+        exporter: What it is told is exported to Prometheus all the same.
+    """
+
+    def __init__(self, exporter: MetricsListener | None = None) -> None:
+        self._exporter = exporter
 
     @property
     def mlflow_run_id(self) -> str | None:
@@ -46,10 +54,14 @@ class Tracker:
         self, stage: str, params: Mapping[str, Any], tags: Mapping[str, Any], run_id: str | None = None
     ) -> str:
         """Begin a run, or go on with `run_id`; returns our own name for it, to be kept in checkpoints."""
+        if self._exporter:
+            self._exporter.start(params)
         return run_id or ""
 
     def log(self, step: int, **metrics: float) -> None:
         """Record metrics of a step; for one metric, steps only grow."""
+        if self._exporter:
+            self._exporter.log(step, metrics)
 
     def tag(self, **tags: str) -> None:
         """Set or replace tags."""
@@ -70,7 +82,15 @@ class Tracker:
 class SpoolTracker(Tracker):
     """Tracker that writes to a spool, which a thread of its own sends to MLflow."""
 
-    def __init__(self, uri: str | None, experiment: str, spool_dir: Path, system_seconds: float) -> None:
+    def __init__(
+        self,
+        uri: str | None,
+        experiment: str,
+        spool_dir: Path,
+        system_seconds: float,
+        exporter: MetricsListener | None,
+    ) -> None:
+        super().__init__(exporter)
         self._uri, self._experiment, self._spool_dir = uri, experiment, Path(spool_dir)
         self._system_seconds = system_seconds
         self._journal: Journal | None = None
@@ -87,7 +107,7 @@ class SpoolTracker(Tracker):
     def start(
         self, stage: str, params: Mapping[str, Any], tags: Mapping[str, Any], run_id: str | None = None
     ) -> str:
-        run = run_id or uuid.uuid4().hex
+        run = super().start(stage, params, tags, run_id) or uuid.uuid4().hex
         name = f"{time.time_ns() // 1000:017d}-{re.sub(r'[^A-Za-z0-9_-]', '_', stage)}-{run[:8]}"
         self._spool = Spool(self._spool_dir / f"{name}.jsonl")
         self._journal = Journal(self._spool.path)
@@ -101,6 +121,7 @@ class SpoolTracker(Tracker):
         return run
 
     def log(self, step: int, **metrics: float) -> None:
+        super().log(step, **metrics)
         values = {
             key: _as_json(value) for key, value in metrics.items() if step > self._last_step.get(key, -1)
         }
@@ -201,10 +222,17 @@ class SpoolTracker(Tracker):
 
 
 def open_tracker(
-    uri: str | None, experiment: str, spool_dir: Path, is_rank_zero: bool, system_seconds: float = 10.0
+    uri: str | None,
+    experiment: str,
+    spool_dir: Path,
+    is_rank_zero: bool,
+    system_seconds: float = 10.0,
+    exporter: MetricsListener | None = None,
 ) -> Tracker:
     """The tracker of this process; without a `uri` the spool is only written, to be sent by `vargpt sync`."""
-    return SpoolTracker(uri, experiment, spool_dir, system_seconds) if is_rank_zero else Tracker()
+    if is_rank_zero:
+        return SpoolTracker(uri, experiment, spool_dir, system_seconds, exporter)
+    return Tracker(exporter)
 
 
 def _as_json(value: float) -> float | str:

@@ -79,7 +79,7 @@ def test_a_misspelt_command_is_told_the_right_one():
         (["lineage", "nowhere"], "nowhere/lineage.json does not exist"),
         (["data", "prepare", "--data", "nowhere"], "there are no scans at nowhere/digits.parquet"),
         (["data", "prepare", "--params", "none.yaml"], "no parameters at none.yaml"),
-        (["data", "prepare", "--size", "huge"], "size must be one of ['tiny', 'smoke'], got 'huge'"),
+        (["data", "prepare", "--size", "huge"], "size must be one of ['tiny', 'smoke', '7b'], got 'huge'"),
         (["train", "nonsense"], "got 'nonsense'"),
         (["promote", "--stage", "none.json"], "there is no none.json"),
         (["nonsense"], "No such command 'nonsense'"),

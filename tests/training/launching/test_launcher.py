@@ -1,21 +1,16 @@
 """Laws of the launcher, with real processes: how they meet, how they stop, and their exit code."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.training.launching.operator_settings import of_another_node, operator_variables
 from training.launching.attempts import AttemptCounter, total_committed_steps
 from training.launching.exit_codes import group_exit_code
 from training.launching.rendezvous import read_rendezvous
-
-ROOT = Path(__file__).resolve().parents[3]
 
 # In place of training: process N ends with the Nth of --codes, or waits for a signal and "saves" without any.
 CHILD = """
@@ -64,49 +59,10 @@ distributed.destroy_process_group()
 """
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Starts a launcher of the programs above; processes that still run are killed afterwards."""
+@pytest.fixture(autouse=True)
+def _programs(tmp_path):
     (tmp_path / "child.py").write_text(CHILD)
     (tmp_path / "gloo_child.py").write_text(GLOO_CHILD)
-    running = []
-
-    def start_launcher(*arguments: str, **operator_variables: str) -> subprocess.Popen[str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
-        environment |= {
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}",
-            "OMP_NUM_THREADS": "1",
-            **operator_variables,
-        }
-        command = [
-            sys.executable,
-            "-m",
-            "training.launching",
-            "--outputs",
-            str(tmp_path / "outputs"),
-            *arguments,
-        ]
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-        running.append(process)
-        return process
-
-    yield start_launcher
-    for process in running:
-        process.kill()
-        process.communicate()
-
-
-def operator_variables(number_of_nodes: int) -> dict[str, str]:
-    """Environment variables that the operator sets in a worker."""
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
-    return {
-        "PET_NNODES": f"{number_of_nodes}:{number_of_nodes}",
-        "PET_NPROC_PER_NODE": "1",
-        "PET_RDZV_BACKEND": "c10d",
-        "PET_RDZV_ENDPOINT": f"{socket.gethostname()}:{port}",
-    }
 
 
 def wait_for(*paths: Path, seconds: float = 40) -> None:
@@ -172,12 +128,9 @@ def test_two_processes_meet_on_one_machine_and_add_up(start, tmp_path):
 
 def test_two_nodes_meet_at_the_endpoint_of_the_operator(start, tmp_path):
     variables = operator_variables(number_of_nodes=2)
-    other_host = {
-        "PET_RDZV_ENDPOINT": variables["PET_RDZV_ENDPOINT"].replace(socket.gethostname(), "localhost")
-    }
 
     processes = [start("--module", "gloo_child", "stage1", **variables)]
-    processes.append(start("--module", "gloo_child", "stage1", **variables | other_host))
+    processes.append(start("--module", "gloo_child", "stage1", **of_another_node(variables)))
 
     assert [process.wait(timeout=60) for process in processes] == [0, 0]
     assert [(tmp_path / "outputs" / f"sum-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]

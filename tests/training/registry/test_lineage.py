@@ -9,6 +9,7 @@ from tests.training.registry.repositories import publish
 from training.registry.lineage import (
     Lineage,
     config_sha256,
+    hashes_of_sources,
     imported_lineage,
     read_lineage,
     write_lineage,
@@ -52,7 +53,7 @@ def test_imported_weights_are_known_by_every_file_they_were_read_from(tmp_path):
     for name in ("llava/a.safetensors", "llava/tokenizer.json", "var.pth"):
         (tmp_path / name).write_bytes(name.encode())
 
-    record = imported_lineage([tmp_path / "llava", tmp_path / "var.pth"], "w" * 64)
+    record = imported_lineage(hashes_of_sources([tmp_path / "llava", tmp_path / "var.pth"]), "w" * 64)
 
     assert record.stage == "import"
     assert record.weights_sha256 == "w" * 64

@@ -46,6 +46,21 @@ def test_the_registered_copy_names_run_and_version_and_the_published_folder_stay
     assert record.run_id == MlflowClient(mlflow_db, mlflow_db).get_model_version("vargpt", version).run_id
 
 
+def test_registered_weights_are_the_published_file_and_are_fetched_without_a_copy(mlflow_db, tmp_path):
+    folder = published_model(tmp_path, "one")
+    run = tracked_run(mlflow_db, tmp_path)
+
+    version = register(mlflow_db, "vargpt", run, folder, measured(METRICS, folder), read_lineage(folder))
+
+    (tmp_path / "scratch").mkdir()
+    found = fetch(mlflow_db, f"models:/vargpt/{version}", tmp_path / "scratch")
+    assert (found / "model.safetensors").samefile(folder / "model.safetensors")
+    assert not list((tmp_path / "scratch").iterdir())
+    # A later training replaces its model's files, it never writes into them.
+    (folder / "model.safetensors").unlink()
+    verify(found)
+
+
 def test_the_same_weights_of_a_run_are_one_version_with_the_newest_metrics(mlflow_db, tmp_path):
     assert candidate(mlflow_db, tmp_path, "one", METRICS) == "1"
     folder, client = tmp_path / "model-one", MlflowClient(mlflow_db, mlflow_db)

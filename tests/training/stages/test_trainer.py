@@ -96,6 +96,20 @@ def test_a_run_killed_twice_ends_with_the_same_weights_bit_for_bit(volume, undis
     finish(start(volume))
     assert are_equal(weights_of(volume), undisturbed_weights)
     assert not committed_steps(volume), "checkpoints are deleted once the model is published"
+    lost = last_metrics(volume, "lost/")
+    assert lost["lost/restarts"] == 2
+    assert lost["lost/down_seconds"] > 0 and lost["lost/repeated_steps"] >= 0
+
+
+def last_metrics(volume, prefix):
+    """The last value of every metric of the newest run that begins so."""
+    newest = max(volume.glob("spool/*.jsonl"), key=lambda path: path.stat().st_mtime)
+    entries = [json.loads(line) for line in newest.read_text().splitlines()]
+    values = {}
+    for entry in entries:
+        if entry["kind"] == "metrics":
+            values |= {name: value for name, value in entry["values"].items() if name.startswith(prefix)}
+    return values
 
 
 def test_the_published_model_names_the_weights_it_started_from(finished_volume):
@@ -123,9 +137,9 @@ def test_a_run_stops_with_143_on_a_signal_and_resumes_without_a_checkpoint_that_
     process.send_signal(signal.SIGTERM)
     assert "stopped after" in finish(process, 143)
     newest = next(volume.glob(f"outputs/stage1/*/step_{max(committed_steps(volume))}"))
-    content = bytearray((newest / "tensors.safetensors").read_bytes())
+    content = bytearray((newest / "part_00000.safetensors").read_bytes())
     content[len(content) // 2] ^= 1
-    (newest / "tensors.safetensors").write_bytes(content)
+    (newest / "part_00000.safetensors").write_bytes(content)
     errors = finish(start(volume))
     assert newest.name in errors and "damaged" in errors
     assert are_equal(weights_of(volume), undisturbed_weights)
@@ -154,7 +168,10 @@ def test_a_process_without_drawings_in_its_batch_does_not_change_what_is_learned
         "batch": 2,
         "micro_batch": 1,
         "steps": 4,
-        "mixture": {"drawing": 0.5, "text": 0.5},
+        "mixture": [
+            {"name": name, "path": f"prepared/{name}/train.json", "weight": 0.5}
+            for name in ("drawing", "text")
+        ],
         "muon_lr": 0.0,
     }
     write_params(volume, **SHORT | mixed)

@@ -14,15 +14,18 @@ from model.processing import VargptProcessor
 from model.text_tokenizer import build_text_tokenizer
 from tests.training.volume import ROOT
 from training.checkpoints import store
+from training.checkpoints.step_folders import SaveError
 from training.data.bad_records import BadRecordLog
 from training.data.batch_loader import BatchLoader
 from training.data.mixture import Mixture
 from training.data.samples import ImageRef, Message, Sample
+from training.engines.make import make_engine
 from training.errors import Stopped
 from training.launching import stage_process
 from training.params import load_params
+from training.stages import checkpointing
 from training.stages.stage_table import freeze_for, stage_named
-from training.stages.trainer import Trainer, make_accelerator
+from training.stages.trainer import Trainer
 
 CONFIG = preset("tiny")
 
@@ -48,7 +51,7 @@ def make_trainer(tmp_path):
     model.visual_decoder.initialize()
     processor = VargptProcessor.for_config(CONFIG, build_text_tokenizer(["Draw Here"], CONFIG))
     stage = stage_named("stage3")
-    params = load_params(ROOT / "params.yaml", "smoke")
+    params = load_params(ROOT / "params.yaml", "smoke").model_copy(update={"precision": "no"})
 
     def make(samples, should_stop=lambda: False, **changes):
         few = {"steps": 6, "batch": 2, "micro_batch": 1, "warmup": 1, "drop_prompt": 0.0, "max_skipped": 2}
@@ -56,16 +59,9 @@ def make_trainer(tmp_path):
         tokenizer = CONFIG.image_tokenizer_config
         mixture = Mixture([(samples, 1.0)], 0)
         loader = BatchLoader(mixture, processor, tokenizer, chosen, 0, BadRecordLog(), bad_record_share=1.0)
+        learning, folder = freeze_for(model, stage), tmp_path / "checkpoints"
         return Trainer(
-            make_accelerator("no"),
-            model,
-            freeze_for(model, stage),
-            loader,
-            chosen,
-            params.optimizer,
-            0,
-            tmp_path / "checkpoints",
-            should_stop,
+            make_engine(chosen, params), model, learning, loader, chosen, params, folder, should_stop
         )
 
     return make
@@ -74,13 +70,13 @@ def make_trainer(tmp_path):
 def make_gradients_infinite(trainer, steps):
     """Let the gradient of one weight be infinite at these steps; the list that metrics must be added to."""
     history = []
-    weight = trainer.trainable[0]
+    weight = trainer.learning[0][1]
     weight.register_hook(lambda gradient: gradient * (math.inf if len(history) in steps else 1.0))
     return history
 
 
 def copy_of_weights(trainer):
-    return [parameter.detach().clone() for parameter in trainer.trainable]
+    return [parameter.detach().clone() for _, parameter in trainer.learning]
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight_and_names_the_records(
@@ -98,7 +94,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight_and_names_the_records(
         trainer.run(0, on_step, dict)
 
     assert [metrics.num_skipped for metrics in history] == [1] * 6
-    assert all(parameter.isfinite().all() for parameter in trainer.trainable)
+    assert all(parameter.isfinite().all() for _, parameter in trainer.learning)
     assert not all(torch.equal(*pair) for pair in zip(before, copy_of_weights(trainer), strict=True))
     [record] = [record for record in caplog.records if "step skipped" in record.message]
     assert "the gradient of step 0 is" in record.message
@@ -122,11 +118,11 @@ def test_a_weight_that_is_not_finite_is_never_saved_and_earlier_checkpoints_stay
     trainer = make_trainer(make_samples(True))
     assert trainer.save(1, {})
     with torch.no_grad():
-        trainer.trainable[0].view(-1)[0] = math.nan
+        trainer.learning[0][1].view(-1)[0] = math.nan
 
-    with pytest.raises(store.NonFiniteError, match=r"step 2 is not saved: \S*weights\S* has values"):
+    with pytest.raises(store.NonFiniteError, match=r"step 2 is not saved: \S*weight/\S* has values"):
         trainer.save(2, {})
-    assert store.newest_step(trainer.checkpoint_dir) == 1
+    assert store.newest_step(trainer.checkpoints.folder) == 1
 
 
 def test_a_step_without_drawings_changes_nothing_where_only_image_loss_has_a_weight(
@@ -147,9 +143,9 @@ def test_a_micro_batch_without_drawings_does_not_change_the_gradient_of_the_othe
     history = []
     for micro_batch in (1, 2):
         trainer = make_trainer(make_samples(True, False), micro_batch=micro_batch, steps=1)
-        before = {name: value.clone() for name, value in trainer.loss.state_dict().items()}
+        before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
         trainer.run(0, history.append, dict)
-        trainer.loss.load_state_dict(before)
+        trainer.model.load_state_dict(before)
 
     separate, together = history
     assert separate.losses["image"] == pytest.approx(together.losses["image"], rel=1e-5)
@@ -170,16 +166,16 @@ def test_a_stop_that_could_not_be_saved_is_a_save_error(make_trainer, make_sampl
     calls.clear()
 
     def full_disk(*_, **__):
-        raise store.SaveError("No space left on device")
+        raise OSError("No space left on device")
 
-    monkeypatch.setattr(store, "save_step", full_disk)
-    with pytest.raises(store.SaveError, match="stopped after 2 steps, which could not be saved"):
+    monkeypatch.setattr(checkpointing, "write_part", full_disk)
+    with pytest.raises(SaveError, match="stopped after 2 steps, which could not be saved"):
         trainer.run(0, lambda metrics: None, dict)
 
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(store.SaveError("full"), 138), (OSError("gone"), 138), (UserError("wrong"), 2), (Stopped("so"), 143)],
+    [(SaveError("full"), 138), (OSError("gone"), 138), (UserError("wrong"), 2), (Stopped("so"), 143)],
 )
 def test_the_exception_that_ended_a_stage_decides_its_exit_code(monkeypatch, error, code):
     def fail(options, stop):

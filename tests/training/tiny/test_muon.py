@@ -32,7 +32,7 @@ def optimizer_of(net, muon_lr=3e-2):
 
 def train_steps(net, optimizer, first, last):
     for step in range(first, last):
-        set_learning_rates(optimizer, step, schedule(3e-2))
+        set_learning_rates(optimizer.param_groups, step, schedule(3e-2))
         generator = torch.Generator().manual_seed(step)
         pixels = torch.rand(5, 3, 6, 6, generator=generator)
         optimizer.zero_grad()

@@ -1,0 +1,13 @@
+# Debian's Postgres under our numeric user, with a root that nobody writes to.
+ARG BASE=debian:12-slim
+FROM ${BASE}
+# The server wants its user to have a name, and Debian's package would make a database of its own.
+RUN groupadd --gid 10001 postgres \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/postgresql postgres \
+    && mkdir -p /etc/postgresql-common && echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf \
+    && apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql-15 && rm -rf /var/lib/apt/lists/*
+ENV PATH=/usr/lib/postgresql/15/bin:$PATH PGDATA=/data/pg
+COPY k8s/images/postgres-entry.sh /entry.sh
+LABEL org.opencontainers.image.title=vargpt-postgres
+USER 10001:10001
+CMD ["sh", "/entry.sh"]

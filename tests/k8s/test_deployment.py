@@ -1,0 +1,238 @@
+"""`vargpt deploy` on a real cluster: rollouts and canaries of a small server in place of the service.
+
+It answers as the service does (readiness, metrics, replies) and fails as its version says, which no real
+version would do when told to.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.cluster.images import image_names
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMESPACE = "deployment"
+SERVER = """
+import os, sys, threading, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+version = int(os.environ["VARGPT_VERSION"])
+if version == 3:
+    sys.exit("error: the weights of version 3 are damaged")
+counts, lock = {"answered": 0, "generation_failed": 0}, threading.Lock()
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        name = "vargpt_requests_total"
+        outcomes = [f'{name}{{route="r",outcome="{key}"}} {value}' for key, value in counts.items()]
+        replies = [f"vargpt_reply_seconds_sum {counts['answered'] * 0.01}"]
+        replies += [f"vargpt_reply_seconds_count {counts['answered']}"]
+        self.answer(200, "\\n".join([*outcomes, *replies, ""]) if self.path == "/metrics" else str(version))
+
+    def do_POST(self):
+        is_bad = version == 2
+        with lock:
+            counts["generation_failed" if is_bad else "answered"] += 1
+        self.answer(500 if is_bad else 200, str(version))
+
+    def answer(self, status, text):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_):
+        pass
+
+ThreadingHTTPServer(("", 3000), Handler).serve_forever()
+"""
+
+
+def deployment() -> dict[str, Any]:
+    """The Deployment of k8s/serving with that server in place of the service."""
+    import yaml
+
+    made = yaml.safe_load((ROOT / "k8s" / "serving" / "deployment.yaml").read_text())
+    made["metadata"]["namespace"] = NAMESPACE
+    made["spec"]["replicas"] = 1
+    pod = made["spec"]["template"]["spec"]
+    for key in ("serviceAccountName", "priorityClassName"):
+        del pod[key]
+    pod["terminationGracePeriodSeconds"] = 10
+    container = pod["containers"][0]
+    container["image"] = image_names(ROOT)["vargpt-training"]
+    container["command"] = ["python", "-c", SERVER]
+    container["resources"] = {"requests": {"cpu": "20m", "memory": "32Mi"}, "limits": {"memory": "128Mi"}}
+    container["volumeMounts"] = container["volumeMounts"][1:]
+    pod["volumes"] = pod["volumes"][1:]
+    return made
+
+
+@pytest.fixture(scope="module")
+def kubectl(bare_cluster):
+    """kubectl in the namespace of these tests, in which a service runs."""
+
+    def call(*arguments: str, data: bytes | None = None) -> str:
+        command = [
+            str(bare_cluster.program),
+            "--kubeconfig",
+            bare_cluster.kubeconfig,
+            "--namespace",
+            NAMESPACE,
+        ]
+        done = subprocess.run([*command, *arguments], input=data, capture_output=True, check=False)
+        assert done.returncode == 0, f"{arguments}: {done.stderr.decode()}"
+        return done.stdout.decode()
+
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "vargpt", "namespace": NAMESPACE},
+        "spec": {
+            "selector": {"app.kubernetes.io/component": "serving"},
+            "ports": [{"port": 80, "targetPort": 3000}],
+        },
+    }
+    for item in (namespace, service, deployment()):
+        call("apply", "--filename", "-", data=json.dumps(item).encode())
+    yield call
+    call("delete", "namespace", NAMESPACE)
+
+
+@pytest.fixture
+def registry(mlflow_db, client):
+    """A registry with four versions: 1 and 4 are good, 2 fails on every request, 3 does not start."""
+    client.create_registered_model("vargpt")
+    run = client.create_run(client.create_experiment("e")).info.run_id
+    for number in (1, 2, 3, 4):
+        tags = {"vargpt.weights_sha256": f"{number}" * 64}
+        client.create_model_version("vargpt", f"runs:/{run}/m{number}", run, tags=tags)
+    return mlflow_db
+
+
+@pytest.fixture
+def deploy(registry, client, bare_cluster):
+    """Makes a version champion and runs `vargpt deploy`: exit code and what it said."""
+
+    def call(champion: str | None, *arguments: str) -> tuple[int, str]:
+        if champion:
+            client.set_registered_model_alias("vargpt", "champion", champion)
+        environment = {
+            **os.environ,
+            "KUBECONFIG": bare_cluster.kubeconfig,
+            "VARGPT_NAMESPACE": NAMESPACE,
+            "MLFLOW_TRACKING_URI": registry,
+        }
+        command = [sys.executable, "-m", "training.commands", "deploy", "--by", "tests", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    return call
+
+
+class Clients:
+    """Clients that ask the service without pause, through one forwarded port a client."""
+
+    def __init__(self, kubectl_command: list[str], count: int) -> None:
+        self.command, self.count = kubectl_command, count
+        self.answers: list[int] = []
+        self._is_over = threading.Event()
+
+    def __enter__(self) -> "Clients":
+        self.proxy = subprocess.Popen([*self.command, "proxy", "--port", "8765"], stdout=subprocess.DEVNULL)
+        time.sleep(2)
+        self.threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(self.count)]
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for thread in self.threads:
+            thread.join(10)
+        self.proxy.terminate()
+        self.proxy.wait()
+
+    def _ask(self) -> None:
+        url = f"http://127.0.0.1:8765/api/v1/namespaces/{NAMESPACE}/services/vargpt:80/proxy/v1"
+        while not self._is_over.is_set():
+            try:
+                with urllib.request.urlopen(
+                    urllib.request.Request(url, b"{}", method="POST"), timeout=30
+                ) as reply:
+                    self.answers.append(reply.status)
+            except urllib.error.HTTPError as error:
+                self.answers.append(error.code)
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def clients(bare_cluster):
+    command = [str(bare_cluster.program), "--kubeconfig", bare_cluster.kubeconfig]
+    with Clients(command, 4) as made:
+        yield made
+
+
+def labels(kubectl) -> dict[str, str]:
+    return json.loads(kubectl("get", "deployment", "vargpt", "--output", "json"))["spec"]["template"][
+        "metadata"
+    ]["labels"]
+
+
+def test_the_champion_is_rolled_out_with_its_lineage_and_no_request_fails(deploy, kubectl, clients):
+    assert deploy("1")[0] == 0
+
+    code, said = deploy("4")
+
+    assert code == 0, said
+    assert labels(kubectl)["vargpt.io/version"] == "4" and labels(kubectl)["vargpt.io/weights"] == "4" * 12
+    assert set(clients.answers) == {200}
+
+
+def test_a_version_that_does_not_start_says_why_and_changes_nothing(deploy, kubectl, clients):
+    assert deploy("1")[0] == 0
+
+    code, said = deploy("3")
+
+    assert code == 2
+    assert "does not come up" in said and "the weights of version 3 are damaged" in said
+    assert labels(kubectl)["vargpt.io/version"] == "1"
+    assert set(clients.answers) == {200}
+
+
+def test_a_canary_that_fails_is_taken_back_and_one_that_answers_goes_on(deploy, kubectl, clients):
+    assert deploy("1")[0] == 0
+
+    code, said = deploy("2", "--canary", "10", "--observe", "20", "--min-requests", "5")
+    assert code == 2
+    assert "was tried and not taken: 100.0% of its requests failed, of the other's 0.0%" in said
+    assert labels(kubectl)["vargpt.io/version"] == "1"
+
+    code, said = deploy("4", "--canary", "10", "--observe", "20", "--min-requests", "5")
+    assert code == 0, said
+    assert labels(kubectl)["vargpt.io/version"] == "4"
+    assert "vargpt-canary" not in kubectl("get", "deployments")
+
+
+def test_rollback_returns_to_the_champion_before(deploy, client, kubectl):
+    assert deploy("1")[0] == 0
+    client.set_registered_model_tag("vargpt", "vargpt.champions", "1,4")
+    assert deploy("4")[0] == 0
+
+    code, said = deploy(None, "--rollback")
+
+    assert code == 0, said
+    assert labels(kubectl)["vargpt.io/version"] == "1"

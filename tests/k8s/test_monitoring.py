@@ -1,0 +1,121 @@
+"""Laws of alerts and dashboards: they fire when they should, and name only metrics that there are."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from serving.metrics import EngineMetrics
+from training.tracking.exporter import MetricsExporter
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "k8s" / "overlays" / "monitoring"
+GROUPS = yaml.safe_load((FOLDER / "rules.yaml").read_text())["spec"]
+RULES = [rule for group in GROUPS["groups"] for rule in group["rules"]]
+ALERTS = [rule for rule in RULES if "alert" in rule]
+TESTS = Path(__file__).with_name("alerts.test.yaml")
+DASHBOARDS = sorted(FOLDER.glob("*.json"))
+# What prometheus_client makes of one metric.
+SERIES = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"]}
+
+
+def promtool(folder: Path, *arguments: str) -> str:
+    """What promtool says; it panics where it has no place for temporary files."""
+    if shutil.which("promtool") is None:
+        (pytest.fail if os.environ.get("CLUSTER") == "required" else pytest.skip)(
+            "no promtool: apt-get install prometheus"
+        )
+    done = subprocess.run(
+        ["promtool", *arguments],
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def queries() -> list[str]:
+    """Every query of the dashboards, for all jobs at once."""
+    return [
+        target["expr"].replace("$job", ".*")
+        for path in DASHBOARDS
+        for panel in json.loads(path.read_text())["panels"]
+        for target in panel["targets"]
+    ]
+
+
+def series_of(registry: CollectorRegistry) -> set[str]:
+    """Names of the series that a registry exports."""
+    return {family.name + ending for family in registry.collect() for ending in SERIES.get(family.type, [""])}
+
+
+def test_the_alerts_fire_when_they_should_and_only_then(tmp_path):
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(GROUPS))
+    shutil.copy(TESTS, tmp_path)
+
+    promtool(tmp_path, "test", "rules", TESTS.name)
+
+
+def test_every_alert_has_a_unit_test_that_it_fires():
+    cases = [case for test in yaml.safe_load(TESTS.read_text())["tests"] for case in test["alert_rule_test"]]
+    fired = {case["alertname"] for case in cases if case.get("exp_alerts")}
+
+    assert fired == {rule["alert"] for rule in ALERTS}
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+def test_every_alert_leads_to_a_paragraph_of_the_runbook(rule):
+    path, _, anchor = rule["annotations"]["runbook"].partition("#")
+    headings = re.findall(r"^## (\w+)$", (ROOT / path).read_text(), re.MULTILINE)
+
+    assert anchor == rule["alert"].lower()
+    assert rule["alert"] in headings
+
+
+def test_every_query_of_a_dashboard_can_be_read(tmp_path):
+    rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries())]
+    (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": rules}]}))
+
+    assert len(rules) > 20
+    promtool(tmp_path, "check", "rules", "queries.yaml")
+
+
+def test_dashboards_and_alerts_name_only_metrics_that_are_exported(tmp_path):
+    engine = EngineMetrics()
+    engine.watch(queue_length=lambda: 0, running=lambda: 0)
+    exported = series_of(engine.registry) | series_of(MetricsExporter("stage1", tmp_path).registry)
+    recorded = {rule["record"] for rule in RULES if "record" in rule}
+    named = {
+        name
+        for text in [*queries(), *(rule["expr"] for rule in RULES)]
+        for name in re.findall(r"\b(?:[a-z_]+:)?vargpt_[a-z0-9_]+(?::[a-z0-9_]+)?", text)
+    }
+
+    assert named <= exported | recorded
+    assert {"vargpt_training_loss", "vargpt_requests_total"} <= named
+
+
+def test_a_metric_that_nobody_exports_would_be_found(tmp_path):
+    assert "vargpt_training_mfu" not in series_of(MetricsExporter("stage1", tmp_path).registry)
+
+
+def test_monitors_select_the_pods_and_the_service_that_there_are():
+    pod_monitor, service_monitor = yaml.safe_load_all((FOLDER / "monitors.yaml").read_text())
+    job = yaml.safe_load((ROOT / "k8s" / "stage1.yaml").read_text())
+    template = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    [port] = template["spec"]["containers"][0]["ports"]
+    service = next(yaml.safe_load_all((ROOT / "k8s" / "serving" / "service.yaml").read_text()))
+
+    assert pod_monitor["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert pod_monitor["spec"]["podMetricsEndpoints"][0]["port"] == port["name"]
+    assert service_monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert service_monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]

@@ -1,0 +1,215 @@
+"""The pipeline as jobs of a real cluster: `dvc repro` submits, attaches, survives outages, fetches results.
+
+In a namespace of its own with the least that a job needs; what k8s/platform adds is tested elsewhere.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMESPACE = "submission"
+
+
+def objects() -> list[dict[str, Any]]:
+    """Accounts, settings, secrets and volumes that jobs refer to."""
+    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+    settings = {
+        "SIZE": "smoke",
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_TRACKING_URI": "sqlite:////workspace/mlflow.db",
+    }
+    made: list[dict[str, Any]] = [_object("v1", "Namespace", NAMESPACE, metadata={"labels": restricted})]
+    made += [_object("v1", "ServiceAccount", name) for name in ("trainer", "promoter")]
+    made += [_object("v1", "ConfigMap", "vargpt", data=settings)]
+    made += [_object("v1", "Secret", name) for name in ("mlflow-trainer", "mlflow-promoter")]
+    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "5Gi"}}}
+    made += [
+        _object("v1", "PersistentVolumeClaim", name, spec=claim)
+        for name in ("workspace", "dvc-cache", "models")
+    ]
+    made += [_object("scheduling.k8s.io/v1", "PriorityClass", "vargpt-training", value=1000)]
+    return made
+
+
+def _object(
+    api: str, kind: str, name: str, metadata: dict[str, Any] | None = None, **rest: Any
+) -> dict[str, Any]:
+    place = {} if kind in ("Namespace", "PriorityClass") else {"namespace": NAMESPACE}
+    return {"apiVersion": api, "kind": kind, "metadata": {"name": name, **place, **(metadata or {})}, **rest}
+
+
+@pytest.fixture(scope="module")
+def kubectl(bare_cluster):
+    """kubectl in the namespace of these tests, which is deleted afterwards."""
+
+    def call(*arguments: str, data: bytes | None = None) -> str:
+        command = [
+            str(bare_cluster.program),
+            "--kubeconfig",
+            bare_cluster.kubeconfig,
+            "--namespace",
+            NAMESPACE,
+        ]
+        done = subprocess.run([*command, *arguments], input=data, capture_output=True, check=False)
+        assert done.returncode == 0, f"{arguments}: {done.stderr.decode()}"
+        return done.stdout.decode()
+
+    for item in objects():
+        call("apply", "--filename", "-", data=json.dumps(item).encode())
+    yield call
+    call("delete", "namespace", NAMESPACE)
+
+
+def clone(source: Path, folder: Path) -> Path:
+    """A clone in which stages are jobs of size smoke."""
+    subprocess.run(["git", "clone", "-q", str(source), str(folder)], check=True)
+    path = folder / "params.yaml"
+    values = path.read_text().replace("size: tiny", "size: smoke", 1)
+    path.write_text(values.replace("launcher: local", "launcher: kubernetes", 1))
+    assert yaml.safe_load(path.read_text())["launcher"] == "kubernetes"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def repository(kubectl, tmp_path_factory):
+    """A repository whose data lie beside it."""
+    folder = clone(ROOT, tmp_path_factory.mktemp("submission") / "repository")
+    run(folder, "dvc", "pull", "-q", "data.dvc")
+    git(folder, "commit", "-qam", "on the cluster")
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> None:
+    """Runs git as somebody."""
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=folder, check=True)
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen[str]:
+    """A command of ours in a clone, its output in one pipe."""
+    kubeconfig = os.environ.get("KUBECONFIG", "/var/tmp/kube/kubeconfig")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "KUBECONFIG": kubeconfig, "VARGPT_NAMESPACE": NAMESPACE}
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(folder: Path, *command: str, code: int = 0) -> str:
+    """The same, to its end."""
+    process = start(folder, *command)
+    said, _ = process.communicate(timeout=1500)
+    assert process.returncode == code, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def repro(repository):
+    """The repository after `dvc repro` up to stage 1, and what that said."""
+    return repository, run(repository, "dvc", "repro", "stage1")
+
+
+def test_dvc_repro_runs_stages_as_jobs_and_brings_their_pointers(repro, kubectl):
+    repository, said = repro
+
+    pointer = json.loads((repository / "artifacts" / "stage1.json").read_text())
+    assert (repository / "outputs" / "stage1" / "model" / "manifest.json").is_file()
+    assert pointer["stage"] == "stage1"
+    assert "stage1-" in said and "is Succeeded" in said and "30/30" in said
+    jobs = json.loads(kubectl("get", "pytorchjobs", "--output", "json"))["items"]
+    assert [job["metadata"]["labels"]["vargpt.io/stage"] for job in jobs] == ["stage1"]
+
+
+def test_a_second_dvc_repro_and_one_in_a_fresh_clone_have_nothing_to_do(repro, tmp_path):
+    repository, _ = repro
+    assert "Running stage" not in run(repository, "dvc", "repro", "stage1")
+    git(repository, "add", "-f", "dvc.lock", "artifacts")
+    git(repository, "commit", "-qm", "results")
+
+    subprocess.run(["git", "clone", "-q", str(repository), str(tmp_path / "clone")], check=True)
+
+    assert "Running stage" not in run(tmp_path / "clone", "dvc", "repro", "--allow-missing", "stage1")
+
+
+def test_a_job_that_is_done_is_found_and_its_results_are_fetched_again(repro):
+    repository, _ = repro
+    pointer = repository / "artifacts" / "backbones.json"
+    before = pointer.read_text()
+    pointer.unlink()
+    # The commit is part of the name.
+    subprocess.run(["git", "checkout", "-q", "HEAD~1"], cwd=repository, check=False)
+    began = time.monotonic()
+
+    said = run(repository, "training.commands", "submit", "backbones", "--wait")
+
+    assert "is there already: attached to it" in said
+    assert pointer.read_text() == before and time.monotonic() - began < 120
+
+
+def test_a_submitter_survives_an_api_server_that_is_gone_for_a_minute(repro, bare_cluster):
+    repository, _ = repro
+    script = os.environ.get("CLUSTER_SCRIPT")
+    if not script:
+        pytest.skip("only a cluster of CLUSTER_SCRIPT can be broken")
+    params = repository / "params.yaml"
+    params.write_text(params.read_text().replace("stage1: {steps: 30", "stage1: {steps: 60", 1))
+
+    process = start(repository, "training.commands", "submit", "stage1", "--wait")
+    time.sleep(15)
+    subprocess.run([script, "stop", "kube-apiserver"], check=True)
+    time.sleep(60)
+    subprocess.run([script, "start", "kube-apiserver"], check=True)
+    said, _ = process.communicate(timeout=900)
+
+    assert process.returncode == 0, said
+    assert said.count("the API server does not answer") == 1
+    assert "the API server answers again after" in said
+
+
+def test_who_stops_waiting_leaves_the_job_and_cancel_ends_it(repro, kubectl):
+    repository, _ = repro
+    params = repository / "params.yaml"
+    params.write_text(params.read_text().replace("lr: 5.0e-3", "lr: 4.0e-3", 1))
+
+    process = start(repository, "training.commands", "submit", "stage1", "--wait")
+    time.sleep(25)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+
+    assert process.returncode == 143, said
+    name = said.split(" goes on;")[0].split()[-1]
+    assert name in run(repository, "training.commands", "jobs")
+    other = params.read_text()
+    params.write_text(other.replace("lr: 4.0e-3", "lr: 3.0e-3", 1))
+    assert f"job {name}, of other parameters" in run(
+        repository, "training.commands", "submit", "stage1", code=2
+    )
+    run(repository, "training.commands", "cancel", name)
+    assert name not in kubectl("get", "pytorchjobs")
+
+
+def test_a_mistake_ends_the_submitter_with_two_and_the_sentence_of_the_job(repro):
+    repository, _ = repro
+    params = repository / "params.yaml"
+    params.write_text(
+        params.read_text().replace("stage1: {steps: 30, batch: 16", "stage1: {steps: 30, batch: 1", 1)
+    )
+
+    said = run(repository, "training.commands", "submit", "stage1", "--wait", code=2)
+
+    assert "stage1.batch 1 gives 2 processes no sample each" in said

@@ -1,0 +1,157 @@
+"""Plain Jobs around the stages: data and backbones before the first; evaluate to package after the last.
+
+The steps of a Job run one after another, as its init containers and its container; each has only the secrets
+that it needs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from training.cluster.jobs import TRAINER_ACCOUNT, TRAINER_SECRET, JobOptions
+from training.cluster.pods import (
+    CHECK_DATA,
+    DVC_SETUP,
+    LIGHT,
+    PARAMS_FILE,
+    WEIGHTS_CLAIM,
+    WORKSPACE,
+    Needs,
+    container,
+    data_mounts,
+    data_volumes,
+    link_data,
+    pod_spec,
+    variables,
+)
+from training.params import Params
+
+EVALUATE, PROMOTE, PACKAGE = "evaluate", "promote", "package"
+RELEASE_STEPS = (EVALUATE, PROMOTE, PACKAGE)
+PROMOTER_SECRET, REMOTE_SECRET = "mlflow-promoter", "dvc-remote"
+MODELS_CLAIM = "models"
+
+
+def render_backbones(params: Params, options: JobOptions) -> dict[str, Any]:
+    """The Job before stage 1: fetches and checks the data, prepares it, imports or trains the backbones."""
+    cluster = params.cluster
+    needs = _needs(params)
+    size = ["--params", PARAMS_FILE, "--size", options.size or params.size]
+    prepare = ["data", "prepare", *size]
+    weights = {"name": "weights", "mountPath": f"{WORKSPACE}/weights", "readOnly": True}
+    is_import = any(params.weights.model_dump().values())
+    volumes = data_volumes(is_read_only=False)
+    if is_import:
+        volumes.append(
+            {"name": "weights", "persistentVolumeClaim": {"claimName": WEIGHTS_CLAIM, "readOnly": True}}
+        )
+    mounts = [*data_mounts(), *([weights] if is_import else [])]
+    python = ["python", "-m"]
+    steps = [
+        _fetch_data(options),
+        link_data(options.image, options.data_md5, "job"),
+        container(
+            "prepare", options.image, [*python, "training.commands"], prepare, needs, TRAINER_SECRET, mounts
+        ),
+    ]
+    backbones = container(
+        "backbones",
+        options.image,
+        [*python, "training.launching"],
+        ["backbones", *size],
+        needs,
+        TRAINER_SECRET,
+        mounts,
+    )
+    pod = pod_spec([backbones], cluster, TRAINER_ACCOUNT, steps, volumes)
+    return _job(options.name or "backbones", params, options, pod)
+
+
+def render_release(
+    params: Params, options: JobOptions, packaging_image: str, steps: Sequence[str] = RELEASE_STEPS
+) -> dict[str, Any]:
+    """The Job after stage 3: measures the model, makes it champion if its gates are open, packages it.
+
+    Args:
+        steps: Some of evaluate, promote, package, in that order.
+    """
+    made = [_release_step(step, params, options, packaging_image) for step in steps]
+    volumes = [*data_volumes(), {"name": "models", "persistentVolumeClaim": {"claimName": MODELS_CLAIM}}]
+    before = [link_data(options.image, options.data_md5, "job"), *made[:-1]]
+    pod = pod_spec([made[-1]], params.cluster, "promoter", before, volumes)
+    return _job(options.name or "release", params, options, pod)
+
+
+def _release_step(step: str, params: Params, options: JobOptions, packaging_image: str) -> dict[str, Any]:
+    """One step of the Job after stage 3, as a container."""
+    size = ["--params", PARAMS_FILE, "--size", options.size or params.size]
+    image, arguments, secret = {
+        EVALUATE: (options.image, ["evaluate", *size], TRAINER_SECRET),
+        PROMOTE: (options.image, ["promote", *size, "--by", "promoter"], PROMOTER_SECRET),
+        PACKAGE: (packaging_image, ["package"], PROMOTER_SECRET),
+    }[step]
+    models = {"name": "models", "mountPath": "/models"}
+    mounts = [models] if step == PACKAGE else data_mounts()
+    environment = variables({"BENTOML_HOME": "/models/bentoml"} if step == PACKAGE else {})
+    command = ["python", "-m", "training.commands"]
+    needs = _needs(params) if step == EVALUATE else LIGHT
+    return container(step, image, command, arguments, needs, secret, mounts, environment)
+
+
+def _fetch_data(options: JobOptions) -> dict[str, Any]:
+    """The step that fills the cache; where the data lies on a server, its account is in a secret."""
+    made = container(
+        "fetch",
+        options.image,
+        ["sh", "-ec"],
+        ['cd "$(mktemp -d)"\n' + DVC_SETUP + CHECK_DATA.format(code=2) + "exec dvc fetch data.dvc\n"],
+        LIGHT,
+        secret=None,
+        environment=variables({"DATA_MD5": options.data_md5}),
+    )
+    made["envFrom"].append({"secretRef": {"name": REMOTE_SECRET, "optional": True}})
+    made["workingDir"] = "/tmp"
+    made["volumeMounts"] = [
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "dvc-cache", "mountPath": "/dvc-cache"},
+    ]
+    return made
+
+
+def _needs(params: Params) -> Needs:
+    """What a step that is one process asks for."""
+    cluster = params.cluster
+    return Needs(
+        cpu=cluster.cpu,
+        memory_gib=cluster.memory_gib,
+        memory_limit_gib=cluster.memory_limit_gib,
+        gpus=min(cluster.gpus, 1),
+    )
+
+
+def _job(name: str, params: Params, options: JobOptions, pod: dict[str, Any]) -> dict[str, Any]:
+    """A Job that tries again after a fault, but not after the user's mistake or a closed gate."""
+    fail = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [1, 2]}}
+    ignore = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    labels = {
+        "app.kubernetes.io/name": f"vargpt-{name}",
+        "app.kubernetes.io/component": "pipeline",
+        "app.kubernetes.io/instance": name,
+        "app.kubernetes.io/part-of": "vargpt",
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": name,
+            "namespace": options.namespace,
+            "labels": {**labels, **options.labels},
+            "annotations": {"vargpt.io/data-md5": options.data_md5, **options.annotations},
+        },
+        "spec": {
+            "backoffLimit": 3,
+            "activeDeadlineSeconds": params.cluster.deadline_hours * 3600,
+            "ttlSecondsAfterFinished": 3 * 24 * 3600,
+            "podFailurePolicy": {"rules": [fail, ignore]},
+            "template": {"metadata": {"labels": labels}, "spec": {"restartPolicy": "Never", **pod}},
+        },
+    }

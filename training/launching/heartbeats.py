@@ -1,0 +1,112 @@
+"""Heartbeat files: what every training process of a node says to its launcher, a few times a second.
+
+A thread of the process writes the file, so that a process that waits in a collective or reads for minutes is
+alive all the same; one that is stopped, swapped out or stuck in a system call is not. The file has a fixed
+size and is written in place: a full disk does not silence it.
+"""
+
+import contextlib
+import faulthandler
+import os
+import signal
+import struct
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+# Environment variable with the folder of these files; without it nobody listens.
+HEARTBEATS = "VARGPT_HEARTBEATS"
+BEAT_SECONDS = 0.5
+# Process id, steps begun, seconds of the last step's begin and of the last beat on the machine's clock, is
+# done.
+_RECORD = struct.Struct("<qqddq")
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """What a training process said last.
+
+    Args:
+        steps: Training steps that it has begun.
+        moved, beat: When it began the last one, and when it wrote; seconds on this machine's monotonic clock.
+        is_done: It has finished its work and is about to end with exit code 0.
+    """
+
+    rank: int
+    pid: int
+    steps: int
+    moved: float
+    beat: float
+    is_done: bool
+
+
+class HeartbeatWriter(threading.Thread):
+    """The thread that writes the file of this process; `SIGUSR1` writes where every thread is, beside it."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self._file = os.open(folder / f"rank-{rank}", os.O_CREAT | os.O_WRONLY, 0o644)
+        self._stacks = (folder / f"stacks-{rank}").open("w")
+        self._steps, self._moved, self._is_done = 0, time.monotonic(), False
+        faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=False)
+        self._write()
+
+    @classmethod
+    def started(cls) -> Self | None:
+        """The heart of this process, beating; None where no launcher listens."""
+        folder = os.environ.get(HEARTBEATS)
+        if folder is None:
+            return None
+        writer = cls(Path(folder), int(os.environ.get("RANK", "0")))
+        writer.start()
+        return writer
+
+    def step(self) -> None:
+        """A training step begins."""
+        self._steps, self._moved = self._steps + 1, time.monotonic()
+
+    def done(self) -> None:
+        """The work is finished."""
+        self._is_done = True
+        self._write()
+
+    def run(self) -> None:
+        """Beat until the process ends."""
+        while True:
+            time.sleep(BEAT_SECONDS)
+            self._write()
+
+    def _write(self) -> None:
+        facts = (os.getpid(), self._steps, self._moved, time.monotonic(), self._is_done)
+        with contextlib.suppress(OSError):
+            os.pwrite(self._file, _RECORD.pack(*facts), 0)
+
+
+def read_heartbeats(folder: Path) -> list[Heartbeat]:
+    """The last beat of every process of this node that has begun, by rank."""
+    found = []
+    for path in folder.glob("rank-*"):
+        record = path.read_bytes()
+        if len(record) == _RECORD.size:
+            pid, steps, moved, beat, is_done = _RECORD.unpack(record)
+            found.append(Heartbeat(int(path.name[5:]), pid, steps, moved, beat, bool(is_done)))
+    return sorted(found, key=lambda heartbeat: heartbeat.rank)
+
+
+def where_it_hangs(folder: Path, heartbeat: Heartbeat, patience_seconds: float = 1.0) -> str:
+    """The innermost line of Python that a process is in, as `function (file.py:12)`."""
+    path = folder / f"stacks-{heartbeat.rank}"
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(heartbeat.pid, signal.SIGUSR1)
+    until = time.monotonic() + patience_seconds
+    while time.monotonic() < until:
+        # '  File "/app/training/x.py", line 12 in function', innermost first.
+        lines = [line for line in path.read_text().splitlines() if line.startswith("  File ")]
+        if lines:
+            place, _, function = lines[0].rpartition(" in ")
+            name, _, line = place.partition('", line ')
+            return f"{function} ({Path(name).name}:{line})"
+        time.sleep(0.05)
+    return "it does not answer"
