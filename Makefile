@@ -17,7 +17,7 @@ export BENTOML_DO_NOT_TRACK := True
 export BENTOML_HOME ?= $(CURDIR)/outputs/bentoml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo cluster-demo joint test smoke test-engines test-cluster lint schema manifests images lock shell
+.PHONY: help env demo cluster-demo joint test smoke test-engines test-cluster test-cluster-slow lint schema manifests images lock shell
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -58,8 +58,13 @@ test-engines: env  ## test every engine with one, two and four processes (a quar
 # A script that brings a cluster up and takes it down, or KUBECONFIG; see tests/k8s/conftest.py.
 CLUSTER_SCRIPT ?= $(wildcard ../shared/kube/cluster.sh)
 
-test-cluster: env  ## test training as jobs on a real cluster (skipped without one, fails if CLUSTER=required)
-	CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -rs tests/k8s
+ON_CLUSTER = CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/k8s
+
+test-cluster: env  ## test manifests and placement on a real cluster (skipped without one, fails if CLUSTER=required)
+	$(ON_CLUSTER) -m "cluster and not slow"
+
+test-cluster-slow: env  ## test platform, training, submission and deployment there, in images of ours
+	$(ON_CLUSTER) -m "cluster and slow"
 
 lint: env  ## check style with ruff, names and signatures with mypy
 	$(BIN)/ruff check .
