@@ -58,13 +58,13 @@ test-engines: env  ## test every engine with one, two and four processes (a quar
 # A script that brings a cluster up and takes it down, or KUBECONFIG; see tests/k8s/conftest.py.
 CLUSTER_SCRIPT ?= $(wildcard ../shared/kube/cluster.sh)
 
-ON_CLUSTER = CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/k8s
+ON_CLUSTER = CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -rs
 
-test-cluster: env  ## test manifests and placement on a real cluster (skipped without one, fails if CLUSTER=required)
-	$(ON_CLUSTER) -m "cluster and not slow"
+test-cluster: env  ## test manifests, placement and training on a real cluster (skipped without one, fails if CLUSTER=required)
+	$(ON_CLUSTER) tests/k8s/test_validation.py tests/k8s/test_cluster.py
 
-test-cluster-slow: env  ## test platform, training, submission and deployment there, in images of ours
-	$(ON_CLUSTER) -m "cluster and slow"
+test-cluster-slow: env  ## test platform, submission and deployment there (half an hour)
+	$(ON_CLUSTER) tests/k8s/test_platform.py tests/k8s/test_submission.py tests/k8s/test_deployment.py
 
 lint: env  ## check style with ruff, names and signatures with mypy
 	$(BIN)/ruff check .
