@@ -6,10 +6,11 @@ and parameters move on. What cannot be found any more is unknown, which is neith
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from model.errors import UserError
 from model.manifest import manifest_sha256, verify
-from training.params import values_for_size
+from training.params import parse_params, values_for_size
 from training.registry.data_pointer import data_md5, data_path, md5_in, md5_on_disk
 from training.registry.git_history import has_commit, is_repository, text_at
 from training.registry.lineage import BACKBONES, IMPORTED, Lineage, config_sha256, read_lineage
@@ -153,12 +154,20 @@ def _config_check(record: Lineage, root: Path) -> HashCheck:
         return HashCheck(name, record.config_sha256, why, None)
     try:
         values = values_for_size(text, record.size, f"{PARAMS} at {record.git_commit}")
-        config = config_of({**values, "precision": record.precision}, record.stage)
+        config = config_of({**_with_defaults(values), "precision": record.precision}, record.stage)
     except KeyError as error:
         return HashCheck(name, record.config_sha256, f"{PARAMS} had no {error} then", None)
     except UserError as error:
         return HashCheck(name, record.config_sha256, str(error), None)
     return _compared(name, record.config_sha256, config_sha256(config))
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Parameters with what their file leaves out, as training counts it; of an older file as they are."""
+    try:
+        return parse_params(values).model_dump()
+    except UserError:
+        return values
 
 
 def _compared(name: str, recorded: str | None, found: str) -> HashCheck:
