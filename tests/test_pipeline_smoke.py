@@ -82,6 +82,7 @@ def played(tmp_path_factory):
     copy = clone_of_the_working_tree(tmp_path_factory.mktemp("copy"))
     copy.pulled = copy.run("dvc", "pull")
     copy.reproduced = copy.run("dvc", "repro")
+    copy.commit = copy.run("git", "rev-parse", "HEAD").strip()
     copy.log = copy.vargpt("demo")
     return copy
 
@@ -162,7 +163,7 @@ def test_the_summary_has_every_figure_that_is_asked_for(played):
     # Training was done before this demo.
     assert summary["seconds"]["total"] > 0
     assert 2**28 < summary["peak_rss_bytes"] < 4 * 2**30
-    assert summary["commit"] == played.run("git", "rev-parse", "HEAD").strip()
+    assert summary["commit"] == played.commit
 
 
 def test_the_demo_tells_the_figures_the_reply_and_where_to_look(played):
