@@ -77,10 +77,14 @@ def commit(folder: Path, step: int, hashes: Mapping[str, str], keep: int) -> Pat
 
 
 def committed_steps(folder: Path) -> list[Path]:
-    """Folders of committed steps, the newest first; unfinished ones are renamed `*.damaged` on the way."""
+    """Folders of committed steps, the newest first."""
+    return _matching(folder, COMMITTED)[::-1]
+
+
+def mark_unfinished(folder: Path) -> None:
+    """Rename what an earlier process left when it was killed while saving; only for who owns the folder."""
     for path in _matching(folder, UNFINISHED):
         mark_damaged(path, "it was never finished")
-    return _matching(folder, COMMITTED)[::-1]
 
 
 def verify_step(path: Path, only: frozenset[str] | None = None) -> None:
@@ -132,7 +136,7 @@ def flush(path: Path) -> None:
 def _prune(folder: Path, just_saved: int, keep: int) -> None:
     """Delete all but the newest `keep` steps, and damaged ones older still; never the step just saved."""
     others = [path for path in _matching(folder, COMMITTED) if step_of(path) != just_saved]
-    kept = others[len(others) - keep + 1 :]
+    kept = others[max(len(others) - keep + 1, 0) :]
     oldest = min([just_saved, *(step_of(path) for path in kept)])
     stale = [path for path in _matching(folder, DAMAGED) if step_of(path) < oldest]
     for path in [path for path in others if path not in kept] + stale:

@@ -19,6 +19,7 @@ from training.checkpoints.step_folders import (
     committed_steps,
     flush,
     mark_damaged,
+    mark_unfinished,
     remove_unfinished,
     step_of,
     step_path,
@@ -84,6 +85,7 @@ def newest_step(folder: Path) -> int | None:
 
     Steps that are damaged or unfinished are renamed `*.damaged` on the way.
     """
+    mark_unfinished(folder)
     for path in committed_steps(folder):
         try:
             verify_step(path)

@@ -109,6 +109,8 @@ class StageCheckpoints:
 
         Processes share the reading. Steps that are damaged are renamed by rank zero.
         """
+        if self.engine.is_main:
+            step_folders.mark_unfinished(self.folder)
         while True:
             paths = step_folders.committed_steps(self.folder)[:1] if self.engine.is_main else []
             name = self.engine.broadcast(paths[0].name if paths else None)

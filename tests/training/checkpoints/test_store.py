@@ -16,6 +16,7 @@ from torch import nn
 
 from training.checkpoints import store
 from training.checkpoints.state_trees import flatten_state, unflatten_state
+from training.checkpoints.step_folders import committed_steps
 from training.checkpoints.store import SaveError, load_latest, load_step, newest_step, save_step
 
 ROOT = Path(__file__).parents[3]
@@ -63,6 +64,21 @@ def test_only_the_newest_are_kept(tmp_path):
     save_steps(tmp_path, 10, 20, 30, 100, keep=2)
 
     assert names(tmp_path) == ["step_100", "step_30"]
+
+
+@pytest.mark.parametrize("keep", [3, 4, 5, 9])
+def test_none_is_deleted_while_there_are_no_more_than_are_kept(tmp_path, keep):
+    save_steps(tmp_path, 1, 2, 3, keep=keep)
+
+    assert names(tmp_path) == ["step_1", "step_2", "step_3"]
+
+
+def test_looking_at_steps_leaves_alone_one_that_is_being_written(tmp_path):
+    save_steps(tmp_path, 1)
+    (tmp_path / "step_2.tmp").mkdir()
+
+    assert [path.name for path in committed_steps(tmp_path)] == ["step_1"]
+    assert names(tmp_path) == ["step_1", "step_2.tmp"]
 
 
 def test_the_step_just_saved_is_kept_even_beside_higher_ones(tmp_path):
@@ -155,7 +171,7 @@ import sys, torch
 from pathlib import Path
 from types import SimpleNamespace
 from training.checkpoints.store import save_step
-sys.path.insert(0, "tests")
+
 for step in range(1, 10_000):
     big = torch.full((250_000,), float(step))
     save_step(Path(sys.argv[1]), step, {"big": big}, {"step": step}, keep=2)
