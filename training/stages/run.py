@@ -227,11 +227,11 @@ class StageRun:
 
     def _track_samples(self, num_steps: int) -> None:
         """Draw the fixed prompts with averaged weights and log the images."""
-        # Where processes share weights, all of them compute.
-        if self.engine.is_main or self.engine.shards_weights:
-            with self.trainer.averaged_weights():
+        # Each process has a part of the averages; where they share weights, too, all of them compute.
+        with self.trainer.averaged_weights():
+            if self.engine.is_main or self.engine.shards_weights:
                 sheet = sample_sheet(self.trainer.model, self.processor, sample_prompts())
-            self.tracker.image(num_steps, "samples", sheet)
+                self.tracker.image(num_steps, "samples", sheet)
 
     def _publish(self) -> None:
         """Write the model with averaged weights to the stage's folder, on the main process."""

@@ -162,6 +162,18 @@ def test_two_processes_learn_what_one_learns(volume, tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_that_share_optimizer_states_draw_samples_with_averaged_weights_and_go_on(volume, tmp_path):
+    write_params(volume, **SHORT, muon_lr=0.0, ema=0.9)
+    one_process = shutil.copytree(volume, tmp_path / "one_process")
+    finish(start(one_process))
+    write_params(volume, **SHORT, muon_lr=0.0, ema=0.9, engine="zero2")
+    finish(start(volume, "--nproc", "2", module="training.launching"))
+    shared = weights_of(volume)
+    for key, value in weights_of(one_process).items():
+        torch.testing.assert_close(shared[key], value, rtol=0, atol=2e-3, msg=key)
+
+
+@pytest.mark.slow
 def test_a_process_without_drawings_in_its_batch_does_not_change_what_is_learned(volume, tmp_path):
     # Of two samples a step, one has a drawing and one has none, most of the time.
     mixed = {
