@@ -9,18 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from model.checkpoint import read_config
-from model.config import VargptConfig
 from model.config import preset as preset_named
 from model.errors import UserError
 from model.manifest import read_manifest, verify, write_manifest
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
-from model.text_tokenizer import IMAGE, IMAGE_END, IMAGE_PAD, IMAGE_START
+from model.text_tokenizer import published_text_tokenizer
 from model.weight_files import write_weights
 from training.backbones.import_plan import FLOAT32_PARTS, ImportPlan, ImportSources, plan_import
 from training.backbones.import_report import ImportReport, read_choices, report_of
@@ -134,7 +131,7 @@ def _prepare(sources: ImportSources, choices: ImportChoices) -> tuple[ImportPlan
             processor = VargptProcessor.from_pretrained(sources.base, local_files_only=True)
     plan = plan_import(sources, config, choices.torch_dtype, choices.float32_parts)
     if source := sources.vargpt or sources.llava:
-        processor = _processor(source, config)
+        processor = VargptProcessor.for_config(config, published_text_tokenizer(source, config))
     if processor is not None:
         config.null_prompt = processor.null_prompt()
     return plan, processor
@@ -179,27 +176,3 @@ def _sources_sha256(sources: ImportSources, on_progress: OnProgress) -> dict[str
     hashes |= hashes_of_sources(paths.values())
     on_progress("hash sources", len(paths), len(paths))
     return hashes
-
-
-def _processor(llava: Path, config: VargptConfig) -> VargptProcessor:
-    """A processor with LLaVA's text tokenizer plus the tokens of drawings, with the ids of the config."""
-    try:
-        text_tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(llava, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{llava} holds no text tokenizer that can be read: {error}") from error
-    # The space before a drawing is part of its start token.
-    drawing_tokens = [
-        AddedToken(token, special=True, normalized=False, lstrip=token == IMAGE_START)
-        for token in (IMAGE_START, IMAGE_END, IMAGE_PAD)
-    ]
-    text_tokenizer.add_tokens(drawing_tokens, special_tokens=True)
-    expected_ids = {
-        IMAGE: config.image_token_id,
-        IMAGE_START: config.image_start_token_id,
-        IMAGE_END: config.image_end_token_id,
-        IMAGE_PAD: config.image_pad_token_id,
-    }
-    for token, expected in expected_ids.items():
-        if (found := text_tokenizer.convert_tokens_to_ids(token)) != expected:
-            raise UserError(f"the text tokenizer of {llava} numbers {token} {found}, expected {expected}")
-    return VargptProcessor.for_config(config, text_tokenizer)
