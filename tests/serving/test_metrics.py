@@ -35,10 +35,12 @@ def values(model: LoadedModel) -> dict[str, float]:
     return found
 
 
-def test_metrics_move_with_a_request(loaded_model: LoadedModel):
+def test_metrics_move_with_a_request(loaded_model: LoadedModel, wait_until):
     with running(loaded_model, loaded_model.engine.generate) as model, http_client(model) as http:
         spoken = http.post(CHAT, json=asking(max_tokens=8, image={"max_images": 0})).json()
         drawn = http.post(DRAW, json={"prompt": "a red seven", "seed": 3}).json()
+        # Replies are on their way before the engine has put their request away.
+        wait_until(lambda: values(model)["vargpt_running"] == 0)
         found = values(model)
 
     for name in HISTOGRAMS:

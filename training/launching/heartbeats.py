@@ -103,7 +103,8 @@ def where_it_hangs(folder: Path, heartbeat: Heartbeat, patience_seconds: float =
     until = time.monotonic() + patience_seconds
     while time.monotonic() < until:
         # '  File "/app/training/x.py", line 12 in function', innermost first.
-        lines = [line for line in path.read_text().splitlines() if line.startswith("  File ")]
+        written, _, _ = path.read_text().rpartition("\n")
+        lines = [line for line in written.splitlines() if line.startswith("  File ")]
         if lines:
             place, _, function = lines[0].rpartition(" in ")
             name, _, line = place.partition('", line ')
