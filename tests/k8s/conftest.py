@@ -43,6 +43,14 @@ def running_cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
+def cluster_with_image(running_cluster: Cluster) -> Cluster:
+    """A cluster whose nodes have the image that trains."""
+    if running_cluster.script:
+        build(running_cluster.script, "training")
+    return running_cluster
+
+
+@pytest.fixture(scope="session")
 def platform(running_cluster: Cluster) -> Cluster:
     """A cluster with the platform in small, freshly made: accounts, database, object store and MLflow."""
     if running_cluster.script:

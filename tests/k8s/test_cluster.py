@@ -13,7 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.k8s.cluster import ROOT, TINY, Cluster, build, eventually, head
+from tests.k8s.cluster import ROOT, TINY, Cluster, eventually, head
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -50,10 +50,8 @@ def desk() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def cluster(platform: Cluster) -> Cluster:
+def cluster(cluster_with_image: Cluster, platform: Cluster) -> Cluster:
     """A cluster with the platform, and with data and backbones on the volume."""
-    if platform.script:
-        build(platform.script, "training")
     platform.apply(desk())
     platform.run("apply", "--filename", str(TINY / "backbones.yaml"))
     platform.run("wait", "--for=condition=Ready", "pod/desk", "--timeout", "60s")

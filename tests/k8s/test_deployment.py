@@ -4,7 +4,6 @@ It answers as the service does (readiness, metrics, replies) and fails as its ve
 version would do when told to.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -12,16 +11,16 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
-from training.cluster.images import image_names
+from tests.k8s.cluster import IMAGES, ROOT, Cluster, new_namespace
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "deployment"
 SERVER = """
 import os, sys, threading, time
@@ -61,17 +60,15 @@ ThreadingHTTPServer(("", 3000), Handler).serve_forever()
 
 def deployment() -> dict[str, Any]:
     """The Deployment of k8s/serving with that server in place of the service."""
-    import yaml
-
     made = yaml.safe_load((ROOT / "k8s" / "serving" / "deployment.yaml").read_text())
-    made["metadata"]["namespace"] = NAMESPACE
+    del made["metadata"]["namespace"]
     made["spec"]["replicas"] = 1
     pod = made["spec"]["template"]["spec"]
     for key in ("serviceAccountName", "priorityClassName"):
         del pod[key]
     pod["terminationGracePeriodSeconds"] = 10
     container = pod["containers"][0]
-    container["image"] = image_names(ROOT)["vargpt-training"]
+    container["image"] = IMAGES["vargpt-training"]
     container["command"] = ["python", "-c", SERVER]
     container["resources"] = {"requests": {"cpu": "20m", "memory": "32Mi"}, "limits": {"memory": "128Mi"}}
     container["volumeMounts"] = container["volumeMounts"][1:]
@@ -80,36 +77,17 @@ def deployment() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def kubectl(bare_cluster):
-    """kubectl in the namespace of these tests, in which a service runs."""
-
-    def call(*arguments: str, data: bytes | None = None) -> str:
-        command = [
-            str(bare_cluster.program),
-            "--kubeconfig",
-            bare_cluster.kubeconfig,
-            "--namespace",
-            NAMESPACE,
-        ]
-        done = subprocess.run([*command, *arguments], input=data, capture_output=True, check=False)
-        assert done.returncode == 0, f"{arguments}: {done.stderr.decode()}"
-        return done.stdout.decode()
-
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
+def cluster(cluster_with_image: Cluster) -> Iterator[Cluster]:
+    """A namespace in which a service runs."""
+    selector = {"app.kubernetes.io/component": "serving"}
     service = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": "vargpt", "namespace": NAMESPACE},
-        "spec": {
-            "selector": {"app.kubernetes.io/component": "serving"},
-            "ports": [{"port": 80, "targetPort": 3000}],
-        },
+        "metadata": {"name": "vargpt"},
+        "spec": {"selector": selector, "ports": [{"port": 80, "targetPort": 3000}]},
     }
-    for item in (namespace, service, deployment()):
-        call("apply", "--filename", "-", data=json.dumps(item).encode())
-    yield call
-    call("delete", "namespace", NAMESPACE)
+    with new_namespace(cluster_with_image, NAMESPACE, service, deployment()) as found:
+        yield found
 
 
 @pytest.fixture
@@ -124,7 +102,7 @@ def registry(mlflow_db, client):
 
 
 @pytest.fixture
-def deploy(registry, client, bare_cluster):
+def deploy(registry, client, cluster):
     """Makes a version champion and runs `vargpt deploy`: exit code and what it said."""
 
     def call(champion: str | None, *arguments: str) -> tuple[int, str]:
@@ -132,7 +110,7 @@ def deploy(registry, client, bare_cluster):
             client.set_registered_model_alias("vargpt", "champion", champion)
         environment = {
             **os.environ,
-            "KUBECONFIG": bare_cluster.kubeconfig,
+            "KUBECONFIG": cluster.kubeconfig,
             "VARGPT_NAMESPACE": NAMESPACE,
             "MLFLOW_TRACKING_URI": registry,
         }
@@ -144,7 +122,7 @@ def deploy(registry, client, bare_cluster):
 
 
 class Clients:
-    """Clients that ask the service without pause, through one forwarded port a client."""
+    """Clients that ask the service without pause, through a proxy of the API server."""
 
     def __init__(self, kubectl_command: list[str], count: int) -> None:
         self.command, self.count = kubectl_command, count
@@ -170,64 +148,64 @@ class Clients:
         url = f"http://127.0.0.1:8765/api/v1/namespaces/{NAMESPACE}/services/vargpt:80/proxy/v1"
         while not self._is_over.is_set():
             try:
-                with urllib.request.urlopen(
-                    urllib.request.Request(url, b"{}", method="POST"), timeout=30
-                ) as reply:
+                with urllib.request.urlopen(url, b"{}", timeout=30) as reply:
                     self.answers.append(reply.status)
             except urllib.error.HTTPError as error:
                 self.answers.append(error.code)
+            except OSError:
+                # No answer at all.
+                self.answers.append(0)
             time.sleep(0.05)
 
 
 @pytest.fixture
-def clients(bare_cluster):
-    command = [str(bare_cluster.program), "--kubeconfig", bare_cluster.kubeconfig]
-    with Clients(command, 4) as made:
+def clients(cluster):
+    command = [str(cluster.program), "--kubeconfig", cluster.kubeconfig]
+    with Clients(command, 8) as made:
         yield made
 
 
-def labels(kubectl) -> dict[str, str]:
-    return json.loads(kubectl("get", "deployment", "vargpt", "--output", "json"))["spec"]["template"][
-        "metadata"
-    ]["labels"]
+def labels(cluster: Cluster) -> dict[str, str]:
+    """Of the pods of the service."""
+    return cluster.get("deployment", "vargpt")["spec"]["template"]["metadata"]["labels"]
 
 
-def test_the_champion_is_rolled_out_with_its_lineage_and_no_request_fails(deploy, kubectl, clients):
+def test_the_champion_is_rolled_out_with_its_lineage_and_no_request_fails(deploy, cluster, clients):
     assert deploy("1")[0] == 0
 
     code, said = deploy("4")
 
     assert code == 0, said
-    assert labels(kubectl)["vargpt.io/version"] == "4" and labels(kubectl)["vargpt.io/weights"] == "4" * 12
+    assert labels(cluster)["vargpt.io/version"] == "4" and labels(cluster)["vargpt.io/weights"] == "4" * 12
     assert set(clients.answers) == {200}
 
 
-def test_a_version_that_does_not_start_says_why_and_changes_nothing(deploy, kubectl, clients):
+def test_a_version_that_does_not_start_says_why_and_changes_nothing(deploy, cluster, clients):
     assert deploy("1")[0] == 0
 
     code, said = deploy("3")
 
     assert code == 2
     assert "does not come up" in said and "the weights of version 3 are damaged" in said
-    assert labels(kubectl)["vargpt.io/version"] == "1"
+    assert labels(cluster)["vargpt.io/version"] == "1"
     assert set(clients.answers) == {200}
 
 
-def test_a_canary_that_fails_is_taken_back_and_one_that_answers_goes_on(deploy, kubectl, clients):
+def test_a_canary_that_fails_is_taken_back_and_one_that_answers_goes_on(deploy, cluster, clients):
     assert deploy("1")[0] == 0
 
     code, said = deploy("2", "--canary", "10", "--observe", "20", "--min-requests", "5")
     assert code == 2
     assert "was tried and not taken: 100.0% of its requests failed, of the other's 0.0%" in said
-    assert labels(kubectl)["vargpt.io/version"] == "1"
+    assert labels(cluster)["vargpt.io/version"] == "1"
 
     code, said = deploy("4", "--canary", "10", "--observe", "20", "--min-requests", "5")
     assert code == 0, said
-    assert labels(kubectl)["vargpt.io/version"] == "4"
-    assert "vargpt-canary" not in kubectl("get", "deployments")
+    assert labels(cluster)["vargpt.io/version"] == "4"
+    assert "vargpt-canary" not in cluster.run("get", "deployments").decode()
 
 
-def test_rollback_returns_to_the_champion_before(deploy, client, kubectl):
+def test_rollback_returns_to_the_champion_before(deploy, client, cluster):
     assert deploy("1")[0] == 0
     client.set_registered_model_tag("vargpt", "vargpt.champions", "1,4")
     assert deploy("4")[0] == 0
@@ -235,4 +213,4 @@ def test_rollback_returns_to_the_champion_before(deploy, client, kubectl):
     code, said = deploy(None, "--rollback")
 
     assert code == 0, said
-    assert labels(kubectl)["vargpt.io/version"] == "1"
+    assert labels(cluster)["vargpt.io/version"] == "1"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s.cluster import IMAGES, K8S, Cluster, eventually
+from tests.k8s.cluster import IMAGES, K8S, Cluster, eventually, new_namespace
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -136,9 +136,6 @@ def test_nobody_without_an_account_reads_anything(trainer):
 @pytest.fixture(scope="module")
 def stranger(platform: Cluster) -> Iterator[Cluster]:
     """A pod in another namespace; in ours, one with the labels of the service and a registered lineage."""
-    found = Cluster(platform.kubeconfig, platform.script, "stranger")
-    found.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "stranger"}})
-    found.apply(desk("stranger", "stranger", {}, None))
     platform.run(
         "patch", "configmap", "registered-versions", "--patch", '{"data": {"versions": "1:0123456789ab"}}'
     )
@@ -150,11 +147,11 @@ def stranger(platform: Cluster) -> Iterator[Cluster]:
     pod = json.dumps(desk("answers", "vargpt", labels, None)).encode()
     # The policy learns of the list a moment later.
     eventually(lambda: not platform.call("apply", "--filename", "-", data=pod).returncode)
-    platform.run("wait", "--for=condition=Ready", "pod/answers", "--timeout", "120s")
-    found.run("wait", "--for=condition=Ready", "pod/stranger", "--timeout", "120s")
-    yield found
+    with new_namespace(platform, "stranger", desk("stranger", "stranger", {}, None)) as found:
+        platform.run("wait", "--for=condition=Ready", "pod/answers", "--timeout", "120s")
+        found.run("wait", "--for=condition=Ready", "pod/stranger", "--timeout", "120s")
+        yield found
     platform.run("delete", "pod", "answers")
-    found.run("delete", "namespace", "stranger", "--wait=false")
 
 
 def test_a_stranger_reaches_the_serving_port_and_nothing_else(stranger, trainer):

@@ -9,28 +9,28 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.k8s.cluster import ROOT, Cluster, new_namespace
+
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "submission"
 
 
 def objects() -> list[dict[str, Any]]:
     """Accounts, settings, secrets and volumes that jobs refer to."""
-    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
     settings = {
         "SIZE": "smoke",
         "OMP_NUM_THREADS": "1",
         "MLFLOW_TRACKING_URI": "sqlite:////workspace/mlflow.db",
     }
-    made: list[dict[str, Any]] = [_object("v1", "Namespace", NAMESPACE, metadata={"labels": restricted})]
-    made += [_object("v1", "ServiceAccount", name) for name in ("trainer", "promoter")]
+    made = [_object("v1", "ServiceAccount", name) for name in ("trainer", "promoter")]
     made += [_object("v1", "ConfigMap", "vargpt", data=settings)]
     made += [_object("v1", "Secret", name) for name in ("mlflow-trainer", "mlflow-promoter")]
     claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "5Gi"}}}
@@ -42,33 +42,22 @@ def objects() -> list[dict[str, Any]]:
     return made
 
 
-def _object(
-    api: str, kind: str, name: str, metadata: dict[str, Any] | None = None, **rest: Any
-) -> dict[str, Any]:
-    place = {} if kind in ("Namespace", "PriorityClass") else {"namespace": NAMESPACE}
-    return {"apiVersion": api, "kind": kind, "metadata": {"name": name, **place, **(metadata or {})}, **rest}
+def _object(api: str, kind: str, name: str, **rest: Any) -> dict[str, Any]:
+    return {"apiVersion": api, "kind": kind, "metadata": {"name": name}, **rest}
 
 
 @pytest.fixture(scope="module")
-def kubectl(bare_cluster):
-    """kubectl in the namespace of these tests, which is deleted afterwards."""
-
-    def call(*arguments: str, data: bytes | None = None) -> str:
-        command = [
-            str(bare_cluster.program),
-            "--kubeconfig",
-            bare_cluster.kubeconfig,
-            "--namespace",
-            NAMESPACE,
-        ]
-        done = subprocess.run([*command, *arguments], input=data, capture_output=True, check=False)
-        assert done.returncode == 0, f"{arguments}: {done.stderr.decode()}"
-        return done.stdout.decode()
-
-    for item in objects():
-        call("apply", "--filename", "-", data=json.dumps(item).encode())
-    yield call
-    call("delete", "namespace", NAMESPACE)
+def cluster(cluster_with_image: Cluster) -> Iterator[Cluster]:
+    """A namespace in which jobs find all that they refer to, and that our commands are told of."""
+    with (
+        new_namespace(cluster_with_image, NAMESPACE, *objects()) as found,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("KUBECONFIG", found.kubeconfig)
+        patch.setenv("VARGPT_NAMESPACE", NAMESPACE)
+        # Where dvc finds the python that it calls.
+        patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        yield found
 
 
 def clone(source: Path, folder: Path) -> Path:
@@ -82,7 +71,7 @@ def clone(source: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def repository(kubectl, tmp_path_factory):
+def repository(cluster, tmp_path_factory):
     """A repository whose data lie beside it."""
     folder = clone(ROOT, tmp_path_factory.mktemp("submission") / "repository")
     run(folder, "dvc", "pull", "-q", "data.dvc")
@@ -97,13 +86,9 @@ def git(folder: Path, *arguments: str) -> None:
 
 def start(folder: Path, *command: str) -> subprocess.Popen[str]:
     """A command of ours in a clone, its output in one pipe."""
-    kubeconfig = os.environ.get("KUBECONFIG", "/var/tmp/kube/kubeconfig")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "KUBECONFIG": kubeconfig, "VARGPT_NAMESPACE": NAMESPACE}
     return subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=folder,
-        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -124,14 +109,14 @@ def repro(repository):
     return repository, run(repository, "dvc", "repro", "stage1")
 
 
-def test_dvc_repro_runs_stages_as_jobs_and_brings_their_pointers(repro, kubectl):
+def test_dvc_repro_runs_stages_as_jobs_and_brings_their_pointers(repro, cluster):
     repository, said = repro
 
     pointer = json.loads((repository / "artifacts" / "stage1.json").read_text())
     assert (repository / "outputs" / "stage1" / "model" / "manifest.json").is_file()
     assert pointer["stage"] == "stage1"
     assert "stage1-" in said and "is Succeeded" in said and "30/30" in said
-    jobs = json.loads(kubectl("get", "pytorchjobs", "--output", "json"))["items"]
+    jobs = cluster.get("pytorchjobs")["items"]
     assert [job["metadata"]["labels"]["vargpt.io/stage"] for job in jobs] == ["stage1"]
 
 
@@ -161,19 +146,18 @@ def test_a_job_that_is_done_is_found_and_its_results_are_fetched_again(repro):
     assert pointer.read_text() == before and time.monotonic() - began < 120
 
 
-def test_a_submitter_survives_an_api_server_that_is_gone_for_a_minute(repro, bare_cluster):
+def test_a_submitter_survives_an_api_server_that_is_gone_for_a_minute(repro, cluster):
     repository, _ = repro
-    script = os.environ.get("CLUSTER_SCRIPT")
-    if not script:
+    if not cluster.script:
         pytest.skip("only a cluster of CLUSTER_SCRIPT can be broken")
     params = repository / "params.yaml"
     params.write_text(params.read_text().replace("stage1: {steps: 30", "stage1: {steps: 60", 1))
 
     process = start(repository, "training.commands", "submit", "stage1", "--wait")
     time.sleep(15)
-    subprocess.run([script, "stop", "kube-apiserver"], check=True)
+    subprocess.run([cluster.script, "stop", "kube-apiserver"], check=True)
     time.sleep(60)
-    subprocess.run([script, "start", "kube-apiserver"], check=True)
+    subprocess.run([cluster.script, "start", "kube-apiserver"], check=True)
     said, _ = process.communicate(timeout=900)
 
     assert process.returncode == 0, said
@@ -181,7 +165,7 @@ def test_a_submitter_survives_an_api_server_that_is_gone_for_a_minute(repro, bar
     assert "the API server answers again after" in said
 
 
-def test_who_stops_waiting_leaves_the_job_and_cancel_ends_it(repro, kubectl):
+def test_who_stops_waiting_leaves_the_job_and_cancel_ends_it(repro, cluster):
     repository, _ = repro
     params = repository / "params.yaml"
     params.write_text(params.read_text().replace("lr: 5.0e-3", "lr: 4.0e-3", 1))
@@ -200,7 +184,7 @@ def test_who_stops_waiting_leaves_the_job_and_cancel_ends_it(repro, kubectl):
         repository, "training.commands", "submit", "stage1", code=2
     )
     run(repository, "training.commands", "cancel", name)
-    assert name not in kubectl("get", "pytorchjobs")
+    assert name not in cluster.run("get", "pytorchjobs").decode()
 
 
 def test_a_mistake_ends_the_submitter_with_two_and_the_sentence_of_the_job(repro):

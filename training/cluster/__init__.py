@@ -11,7 +11,7 @@ Files:
 
 Door:
     jobs: JobOptions, render_job, render_runtime
-    pipeline_jobs: render_backbones, render_release
+    pipeline_jobs: reads_codes, render_backbones, render_release
     images: image_names
     pods: GPU, PARAMS_FILE, variables
 May import: no other room

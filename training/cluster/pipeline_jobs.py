@@ -1,4 +1,4 @@
-"""Plain Jobs around the stages: data and backbones before the first; evaluate to package after the last.
+"""Plain Jobs around the stages: fetch to encode before the first; evaluate to package after the last.
 
 The steps of a Job run one after another, as its init containers and its container; each has only the secrets
 that it needs.
@@ -23,47 +23,38 @@ from training.cluster.pods import (
     pod_spec,
     variables,
 )
-from training.params import Params
+from training.params import STAGES, Params
 
+FETCH, PREPARE, BACKBONES, ENCODE = "fetch", "prepare", "backbones", "encode"
 EVALUATE, PROMOTE, PACKAGE = "evaluate", "promote", "package"
 RELEASE_STEPS = (EVALUATE, PROMOTE, PACKAGE)
 PROMOTER_SECRET, REMOTE_SECRET = "mlflow-promoter", "dvc-remote"
 MODELS_CLAIM = "models"
 
 
-def render_backbones(params: Params, options: JobOptions) -> dict[str, Any]:
-    """The Job before stage 1: fetches and checks the data, prepares it, imports or trains the backbones."""
-    cluster = params.cluster
-    needs = _needs(params)
-    size = ["--params", PARAMS_FILE, "--size", options.size or params.size]
-    prepare = ["data", "prepare", *size]
-    weights = {"name": "weights", "mountPath": f"{WORKSPACE}/weights", "readOnly": True}
-    is_import = any(params.weights.model_dump().values())
+def render_backbones(params: Params, options: JobOptions, steps: Sequence[str] = ()) -> dict[str, Any]:
+    """The Job before stage 1: what all stages read, on the volumes.
+
+    Args:
+        steps: Some of fetch (raw data, into the cache), prepare, backbones (imported or trained) and encode
+            (codes of pictures that are drawn), in that order; by default all that the stages need.
+    """
+    steps = steps or (FETCH, PREPARE, BACKBONES, *([ENCODE] if reads_codes(params) else []))
     volumes = data_volumes(is_read_only=False)
-    if is_import:
+    if _imports_weights(params):
         volumes.append(
             {"name": "weights", "persistentVolumeClaim": {"claimName": WEIGHTS_CLAIM, "readOnly": True}}
         )
-    mounts = [*data_mounts(), *([weights] if is_import else [])]
-    python = ["python", "-m"]
-    steps = [
-        _fetch_data(options),
-        link_data(options.image, options.data_md5, "job"),
-        container(
-            "prepare", options.image, [*python, "training.commands"], prepare, needs, TRAINER_SECRET, mounts
-        ),
-    ]
-    backbones = container(
-        "backbones",
-        options.image,
-        [*python, "training.launching"],
-        ["backbones", *size],
-        needs,
-        TRAINER_SECRET,
-        mounts,
-    )
-    pod = pod_spec([backbones], cluster, TRAINER_ACCOUNT, steps, volumes)
-    return _job(options.name or "backbones", params, options, pod)
+    before = [_fetch_data(options)] if FETCH in steps else []
+    before.append(link_data(options.image, options.data_md5, "job"))
+    made = [_data_step(step, params, options) for step in steps if step != FETCH]
+    pod = pod_spec([made[-1]], params.cluster, TRAINER_ACCOUNT, [*before, *made[:-1]], volumes)
+    return _job(options.name or BACKBONES, params, options, pod)
+
+
+def reads_codes(params: Params) -> bool:
+    """Whether a stage reads codes of pictures, computed beforehand, in place of pixels."""
+    return any(getattr(params, stage).cached_codes for stage in STAGES)
 
 
 def render_release(
@@ -81,9 +72,32 @@ def render_release(
     return _job(options.name or "release", params, options, pod)
 
 
+def _imports_weights(params: Params) -> bool:
+    return any(params.weights.model_dump().values())
+
+
+def _data_step(step: str, params: Params, options: JobOptions) -> dict[str, Any]:
+    """One step of the Job before stage 1 that reads the data, as a container."""
+    module, arguments = {
+        PREPARE: ("training.commands", ["data", PREPARE]),
+        BACKBONES: ("training.launching", [BACKBONES]),
+        ENCODE: ("training.commands", ["data", ENCODE]),
+    }[step]
+    mounts = data_mounts()
+    if _imports_weights(params):
+        mounts.append({"name": "weights", "mountPath": f"{WORKSPACE}/weights", "readOnly": True})
+    command, arguments = ["python", "-m", module], [*arguments, *_size(params, options)]
+    return container(step, options.image, command, arguments, _needs(params), TRAINER_SECRET, mounts)
+
+
+def _size(params: Params, options: JobOptions) -> list[str]:
+    """The options that say which parameters a step follows."""
+    return ["--params", PARAMS_FILE, "--size", options.size or params.size]
+
+
 def _release_step(step: str, params: Params, options: JobOptions, packaging_image: str) -> dict[str, Any]:
     """One step of the Job after stage 3, as a container."""
-    size = ["--params", PARAMS_FILE, "--size", options.size or params.size]
+    size = _size(params, options)
     image, arguments, secret = {
         EVALUATE: (options.image, ["evaluate", *size], TRAINER_SECRET),
         PROMOTE: (options.image, ["promote", *size, "--by", "promoter"], PROMOTER_SECRET),
@@ -100,7 +114,7 @@ def _release_step(step: str, params: Params, options: JobOptions, packaging_imag
 def _fetch_data(options: JobOptions) -> dict[str, Any]:
     """The step that fills the cache; where the data lies on a server, its account is in a secret."""
     made = container(
-        "fetch",
+        FETCH,
         options.image,
         ["sh", "-ec"],
         ['cd "$(mktemp -d)"\n' + DVC_SETUP + CHECK_DATA.format(code=2) + "exec dvc fetch data.dvc\n"],

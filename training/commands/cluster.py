@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LOCALLY = {
     "prepare": ("training.commands", "data", "prepare"),
     "backbones": ("training.launching", "backbones"),
+    "encode": ("training.commands", "data", "encode"),
     "stage1": ("training.launching", "stage1"),
     "stage2": ("training.launching", "stage2"),
     "stage3": ("training.launching", "stage3"),
@@ -129,12 +130,14 @@ def cancel(name: Name, namespace: Namespace = None) -> None:
 def run(stage: Stage, params: ParamsFile = Path("params.yaml"), size: Size = None) -> None:
     """Run a stage of the pipeline where `launcher` in params.yaml says: here, or as a job of a cluster."""
     from training.params import load_params
+    from training.submission.manifests import is_job
 
     if stage not in LOCALLY:
         raise UserError(f"{stage!r} is no stage; stages: {', '.join(LOCALLY)}")
     options = ["--params", str(params), *(["--size", size] if size else [])]
     command, *arguments = LOCALLY[stage]
-    if load_params(params, size).launcher == "local":
+    chosen = load_params(params, size)
+    if chosen.launcher == "local" or not is_job(stage, chosen):
         # `share` only links what lies here.
         arguments += [] if stage == "share" else options
     elif stage == "share":

@@ -17,7 +17,7 @@ Door:
     pod_reasons: exit_codes, waiting_reason
     jobs: Jobs
     follow: JobFollower, describe
-    manifests: make_submission
+    manifests: is_job, make_submission
     submit: Submitter
 May import: cluster, launching, registry
 """

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from model.errors import UserError
 from training.cluster.images import image_names
 from training.cluster.jobs import JobOptions, render_job, render_runtime
-from training.cluster.pipeline_jobs import render_backbones, render_release
+from training.cluster.pipeline_jobs import reads_codes, render_backbones, render_release
 from training.cluster.pods import GPU, PARAMS_FILE, variables
 from training.launching.preflight import EXPECTED_CODE, EXPECTED_GPUS
 from training.params import STAGES, Params, load_params
@@ -20,12 +20,8 @@ TRAINING_IMAGE, PACKAGING_IMAGE = "vargpt-training", "vargpt-packaging"
 # Where a job finds what was submitted with it.
 SUBMITTED = "/submitted"
 # Steps of Kubernetes' plain jobs, by stage; the jobs of k8s/ do several in one.
-STEPS = {
-    "prepare": ("fetch", "data", "prepare"),
-    "backbones": ("data", "backbones"),
-    "evaluate": ("data", "evaluate"),
-    RELEASE: ("data", "promote", "package"),
-}
+STEPS_BEFORE_STAGE1 = {"prepare": ("fetch", "prepare"), "backbones": ("backbones",), "encode": ("encode",)}
+STEPS_AFTER_STAGE3 = {"evaluate": ("evaluate",), RELEASE: ("promote", "package")}
 Api = Literal["pytorchjob", "trainjob"]
 
 
@@ -84,6 +80,11 @@ def make_submission(
     return Submission(identity, job, _settings(identity, params_file, root, namespace), runtime, reader)
 
 
+def is_job(stage: str, params: Params) -> bool:
+    """Whether a stage is worth a job: where no stage reads codes of pictures, `data encode` only says so."""
+    return stage != "encode" or reads_codes(params)
+
+
 def _rendered(
     stage: str, params: Params, options: JobOptions, packaging_image: str
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -91,22 +92,13 @@ def _rendered(
     if stage in STAGES:
         runtime = render_runtime(params, options) if options.api == "trainjob" else None
         return copy.deepcopy((render_job(stage, params, options), runtime))
-    if stage in ("prepare", "backbones"):
-        job = render_backbones(params, options)
-    elif stage in ("evaluate", RELEASE):
-        job = render_release(params, options, packaging_image, STEPS[stage][1:])
+    if stage in STEPS_BEFORE_STAGE1:
+        job = render_backbones(params, options, STEPS_BEFORE_STAGE1[stage])
+    elif stage in STEPS_AFTER_STAGE3:
+        job = render_release(params, options, packaging_image, STEPS_AFTER_STAGE3[stage])
     else:
         raise UserError(f"{stage} is no stage that runs in a cluster")
-    job = copy.deepcopy(job)
-    _keep_steps(_pod_of(job), STEPS[stage])
-    return job, None
-
-
-def _keep_steps(pod: dict[str, Any], names: Sequence[str]) -> None:
-    """Leave these steps of a pod, the last of them as its container."""
-    steps = [step for step in (*pod.get("initContainers", ()), *pod["containers"]) if step["name"] in names]
-    assert [step["name"] for step in steps] == list(names)
-    pod["initContainers"], pod["containers"] = steps[:-1], steps[-1:]
+    return copy.deepcopy(job), None
 
 
 def _pod_of(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from training.cluster.images import image_names
 from training.cluster.jobs import JobOptions, render_job, render_runtime, worker_needs
 from training.cluster.manifest_files import changed_files
-from training.cluster.pipeline_jobs import render_release
+from training.cluster.pipeline_jobs import render_backbones, render_release
 from training.params import load_params
 
 ROOT = Path(__file__).parents[3]
@@ -97,6 +97,15 @@ def test_rdma_is_asked_for_once_for_each_gpu_and_not_switched_off():
 
     assert worker["resources"]["limits"]["rdma/hca"] == worker["resources"]["limits"]["nvidia.com/gpu"]
     assert "NCCL_IB_DISABLE" not in names and "NCCL_IB_HCA" in names
+
+
+@pytest.mark.parametrize(("params", "last"), [(LARGE, "encode"), (SMALL, "backbones")], ids=["7b", "tiny"])
+def test_codes_of_pictures_are_computed_before_the_stages_that_read_them_and_else_not(params, last):
+    pod = render_backbones(params, OPTIONS)["spec"]["template"]["spec"]
+    steps = [step["name"] for step in (*pod["initContainers"], *pod["containers"])]
+
+    assert steps == ["fetch", "data", "prepare", "backbones", "encode"][: steps.index(last) + 1]
+    assert steps[-1] == last
 
 
 def test_only_the_steps_that_promote_and_package_have_the_promoting_account():

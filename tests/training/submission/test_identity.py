@@ -13,7 +13,7 @@ from model.errors import UserError
 from training.launching.preflight import EXPECTED_CODE
 from training.params import load_params
 from training.submission.identity import stage_identity, stage_outputs
-from training.submission.manifests import SUBMITTED, make_submission
+from training.submission.manifests import SUBMITTED, is_job, make_submission
 from training.submission.pack_files import pack, unpack
 from training.submission.result_files import reader_pod
 
@@ -118,6 +118,7 @@ def pod_of(submission):
     [
         ("prepare", "pytorchjob"),
         ("backbones", "pytorchjob"),
+        ("encode", "pytorchjob"),
         ("stage1", "pytorchjob"),
         ("stage2", "trainjob"),
         ("evaluate", "pytorchjob"),
@@ -180,3 +181,10 @@ def test_the_pod_that_reads_results_asks_for_no_gpu_and_runs_no_step(repository)
     assert "nvidia.com/gpu" not in text and "initContainers" not in pod["spec"]
     assert pod["spec"]["securityContext"] == made.pod["securityContext"]
     assert {volume["name"] for volume in pod["spec"]["volumes"]} == {"workspace", "tmp"}
+
+
+def test_codes_that_no_stage_reads_are_worth_no_job():
+    large, small = (load_params(ROOT / "params.yaml", size) for size in ("7b", "smoke"))
+
+    assert is_job("encode", large) and not is_job("encode", small)
+    assert is_job("stage1", small)
