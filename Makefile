@@ -17,7 +17,7 @@ export BENTOML_DO_NOT_TRACK := True
 export BENTOML_HOME ?= $(CURDIR)/outputs/bentoml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo cluster-demo joint test smoke test-engines test-cluster test-cluster-slow lint schema manifests images lock shell
+.PHONY: help env demo cluster-demo joint test test-slow smoke test-engines test-cluster test-cluster-slow lint schema manifests images lock shell
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -46,8 +46,13 @@ joint: env  ## train the optional stage that learns decoder, projectors and lang
 	$(BIN)/vargpt evaluate --model outputs/joint/model --metrics metrics/joint.json --plots plots/joint
 
 # One process for each core, each with whole test files: fixtures of a module (servers, trained models) are made once.
-test: env  ## run the tests (smoke, test-engines and test-cluster come on top)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+PARALLEL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+
+test: env  ## run the tests (test-slow, smoke, test-engines and test-cluster come on top)
+	$(PARALLEL)
+
+test-slow: env  ## run those that train, serve and package for longer
+	$(PARALLEL) -m "slow and not cluster and not gpu and not browser and not pipeline and not engines"
 
 smoke: env  ## test the whole pipeline at its smallest size (minutes)
 	$(BIN)/python -m pytest -m pipeline tests/test_pipeline_smoke.py
@@ -63,8 +68,8 @@ ON_CLUSTER = CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m
 test-cluster: env  ## test manifests, placement and training on a real cluster (skipped without one, fails if CLUSTER=required)
 	$(ON_CLUSTER) tests/k8s/test_validation.py tests/k8s/test_cluster.py
 
-test-cluster-slow: env  ## test platform, submission and deployment there (half an hour)
-	$(ON_CLUSTER) tests/k8s/test_platform.py tests/k8s/test_submission.py tests/k8s/test_deployment.py
+test-cluster-slow: env  ## test platform, submission, deployment, scaling and faults there (an hour)
+	$(ON_CLUSTER) tests/k8s/test_platform.py tests/k8s/test_submission.py tests/k8s/test_deployment.py tests/k8s/test_scaling.py tests/k8s/test_faults.py
 
 lint: env  ## check style with ruff, names and signatures with mypy
 	$(BIN)/ruff check .

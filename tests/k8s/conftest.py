@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.k8s.cluster import TINY, Cluster, build, give_up, load_gateway
+from tests.k8s.training_jobs import desk
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +64,22 @@ def platform(running_cluster: Cluster) -> Cluster:
     jobs = ("job/mlflow-migrate", "job/mlflow-accounts")
     running_cluster.run("wait", "--for=condition=Complete", *jobs, "--timeout", "200s")
     return running_cluster
+
+
+@pytest.fixture(scope="session")
+def prepared_platform(cluster_with_image: Cluster, platform: Cluster) -> Cluster:
+    """A cluster with the platform, and with data and backbones on the volume."""
+    platform.apply(desk())
+    platform.run("apply", "--filename", str(TINY / "backbones.yaml"))
+    platform.run("wait", "--for=condition=Ready", "pod/desk", "--timeout", "60s")
+    platform.run("wait", "--for=condition=Complete", "job/backbones", "--timeout", "600s")
+    return platform
+
+
+@pytest.fixture(scope="session")
+def stage1(prepared_platform: Cluster) -> Cluster:
+    """The cluster after `kubectl apply -f k8s/overlays/tiny/stage1.yaml`."""
+    cluster = prepared_platform
+    cluster.run("apply", "--filename", str(TINY / "stage1.yaml"))
+    assert cluster.ended("stage1") == "Succeeded", cluster.logs("stage1")
+    return cluster

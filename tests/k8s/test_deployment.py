@@ -7,17 +7,12 @@ version would do when told to.
 import os
 import subprocess
 import sys
-import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-import yaml
 
-from tests.k8s.cluster import IMAGES, ROOT, Cluster, new_namespace
+from tests.k8s.cluster import ROOT, Cluster, new_namespace
+from tests.k8s.small_service import Clients, small_service
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -58,35 +53,10 @@ ThreadingHTTPServer(("", 3000), Handler).serve_forever()
 """
 
 
-def deployment() -> dict[str, Any]:
-    """The Deployment of k8s/serving with that server in place of the service."""
-    made = yaml.safe_load((ROOT / "k8s" / "serving" / "deployment.yaml").read_text())
-    del made["metadata"]["namespace"]
-    made["spec"]["replicas"] = 1
-    pod = made["spec"]["template"]["spec"]
-    for key in ("serviceAccountName", "priorityClassName"):
-        del pod[key]
-    pod["terminationGracePeriodSeconds"] = 10
-    container = pod["containers"][0]
-    container["image"] = IMAGES["vargpt-training"]
-    container["command"] = ["python", "-c", SERVER]
-    container["resources"] = {"requests": {"cpu": "20m", "memory": "32Mi"}, "limits": {"memory": "128Mi"}}
-    container["volumeMounts"] = container["volumeMounts"][1:]
-    pod["volumes"] = pod["volumes"][1:]
-    return made
-
-
 @pytest.fixture(scope="module")
 def cluster(cluster_with_image: Cluster) -> Iterator[Cluster]:
     """A namespace in which a service runs."""
-    selector = {"app.kubernetes.io/component": "serving"}
-    service = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": "vargpt"},
-        "spec": {"selector": selector, "ports": [{"port": 80, "targetPort": 3000}]},
-    }
-    with new_namespace(cluster_with_image, NAMESPACE, service, deployment()) as found:
+    with new_namespace(cluster_with_image, NAMESPACE, *small_service(SERVER)) as found:
         yield found
 
 
@@ -121,47 +91,9 @@ def deploy(registry, client, cluster):
     return call
 
 
-class Clients:
-    """Clients that ask the service without pause, through a proxy of the API server."""
-
-    def __init__(self, kubectl_command: list[str], count: int) -> None:
-        self.command, self.count = kubectl_command, count
-        self.answers: list[int] = []
-        self._is_over = threading.Event()
-
-    def __enter__(self) -> "Clients":
-        self.proxy = subprocess.Popen([*self.command, "proxy", "--port", "8765"], stdout=subprocess.DEVNULL)
-        time.sleep(2)
-        self.threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(self.count)]
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        for thread in self.threads:
-            thread.join(10)
-        self.proxy.terminate()
-        self.proxy.wait()
-
-    def _ask(self) -> None:
-        url = f"http://127.0.0.1:8765/api/v1/namespaces/{NAMESPACE}/services/vargpt:80/proxy/v1"
-        while not self._is_over.is_set():
-            try:
-                with urllib.request.urlopen(url, b"{}", timeout=30) as reply:
-                    self.answers.append(reply.status)
-            except urllib.error.HTTPError as error:
-                self.answers.append(error.code)
-            except OSError:
-                # No answer at all.
-                self.answers.append(0)
-            time.sleep(0.05)
-
-
 @pytest.fixture
 def clients(cluster):
-    command = [str(cluster.program), "--kubeconfig", cluster.kubeconfig]
-    with Clients(command, 8) as made:
+    with Clients(cluster, 8) as made:
         yield made
 
 

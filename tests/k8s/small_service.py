@@ -1,0 +1,89 @@
+"""A server of some lines on a cluster in place of the service, and clients that ask it without pause."""
+
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+import yaml
+
+from tests.k8s.cluster import IMAGES, K8S, Cluster
+
+# Of the proxy to the API server.
+PORT = "8765"
+
+
+def small_service(server: str) -> list[dict[str, Any]]:
+    """The Deployment of k8s/serving and its Service, with a server of some lines in place of the real one."""
+    made = yaml.safe_load((K8S / "serving" / "deployment.yaml").read_text())
+    del made["metadata"]["namespace"]
+    made["spec"]["replicas"] = 1
+    pod = made["spec"]["template"]["spec"]
+    for key in ("serviceAccountName", "priorityClassName"):
+        del pod[key]
+    pod["terminationGracePeriodSeconds"] = 10
+    container = pod["containers"][0]
+    container["image"] = IMAGES["vargpt-training"]
+    container["command"] = ["python", "-c", server]
+    container["resources"] = {"requests": {"cpu": "20m", "memory": "32Mi"}, "limits": {"memory": "128Mi"}}
+    container["volumeMounts"] = container["volumeMounts"][1:]
+    pod["volumes"] = pod["volumes"][1:]
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "vargpt"},
+        "spec": {
+            "selector": {"app.kubernetes.io/component": "serving"},
+            "ports": [{"port": 80, "targetPort": 3000}],
+        },
+    }
+    return [made, service]
+
+
+class Clients:
+    """Clients that ask the service without pause, through a proxy of the API server."""
+
+    def __init__(self, cluster: Cluster, count: int) -> None:
+        self.cluster, self.count = cluster, count
+        self.answers: list[int] = []
+        self._is_over = threading.Event()
+
+    def __enter__(self) -> "Clients":
+        command = [
+            str(self.cluster.program),
+            "--kubeconfig",
+            self.cluster.kubeconfig,
+            "proxy",
+            "--port",
+            PORT,
+        ]
+        self.proxy = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        time.sleep(2)
+        self.threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(self.count)]
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for thread in self.threads:
+            thread.join(10)
+        self.proxy.terminate()
+        self.proxy.wait()
+
+    def _ask(self) -> None:
+        url = (
+            f"http://127.0.0.1:{PORT}/api/v1/namespaces/{self.cluster.namespace}/services/vargpt:80/proxy/v1"
+        )
+        while not self._is_over.is_set():
+            try:
+                with urllib.request.urlopen(url, b"{}", timeout=30) as reply:
+                    self.answers.append(reply.status)
+            except urllib.error.HTTPError as error:
+                self.answers.append(error.code)
+            except OSError:
+                # No answer at all.
+                self.answers.append(0)
+            time.sleep(0.05)

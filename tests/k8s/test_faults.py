@@ -1,0 +1,92 @@
+"""What goes wrong around a job on a real cluster: it ends all the same, in one run, with the same weights."""
+
+import json
+import subprocess
+import time
+
+import pytest
+
+from tests.k8s.cluster import Cluster, eventually
+from tests.k8s.training_jobs import assert_ends_like_stage1, newest_checkpoint, start_again
+from training.tracking.mlflow_run import RUN_TAG
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+@pytest.fixture
+def script(stage1: Cluster) -> str:
+    """What can end parts of the cluster itself."""
+    if not stage1.script:
+        pytest.skip("only a cluster of CLUSTER_SCRIPT can be broken")
+    return stage1.script
+
+
+def pods_of(cluster: Cluster, job: str) -> list[str]:
+    found = cluster.get("pods", "--selector", f"training.kubeflow.org/job-name={job}")["items"]
+    return [pod["metadata"]["name"] for pod in found]
+
+
+def test_a_job_that_was_suspended_goes_on_when_it_is_resumed(stage1, tmp_path):
+    start_again(stage1, "suspended")
+
+    patch_suspend(stage1, "suspended", True)
+    eventually(lambda: not pods_of(stage1, "suspended"))
+    saved = newest_checkpoint(stage1, "suspended")
+    patch_suspend(stage1, "suspended", False)
+
+    assert_ends_like_stage1(stage1, "suspended", tmp_path)
+    assert saved > 0 and stage1.starts("suspended") == 4
+
+
+def patch_suspend(cluster: Cluster, job: str, is_suspended: bool) -> None:
+    patch = json.dumps({"spec": {"runPolicy": {"suspend": is_suspended}}})
+    cluster.run("patch", "pytorchjob", job, "--type", "merge", "--patch", patch)
+
+
+def test_training_goes_on_while_the_tracking_server_and_its_database_restart(stage1, tmp_path):
+    start_again(stage1, "untracked")
+
+    components = "app.kubernetes.io/component in (tracking, database)"
+    deleted = stage1.run("delete", "pod", "--selector", components).decode()
+    assert "mlflow" in deleted and "postgres" in deleted
+
+    assert_ends_like_stage1(stage1, "untracked", tmp_path)
+    stage1.run("rollout", "status", "deployment/mlflow", "--timeout", "300s")
+    # What could not be told in time lies in the spool.
+    stage1.on_volume("python", "-m", "training.commands", "sync")
+    undisturbed, disturbed = (losses(stage1, folder) for folder in ("outputs", "untracked"))
+    assert disturbed == undisturbed
+
+
+def losses(cluster: Cluster, outputs: str) -> list[tuple[int, float]]:
+    """What the tracking server knows of the losses of stage 1 that a folder's model comes from."""
+    name = json.loads(cluster.on_volume("cat", f"{outputs}/stage1/model/lineage.json"))["run_id"]
+    experiments = cluster.ask_mlflow("experiments/search?max_results=100")["experiments"]
+    ids = [experiment["experiment_id"] for experiment in experiments]
+    # Where MLflow was out of reach, the record has our own name of the run.
+    conditions = f"attributes.run_id = '{name}'", f"tags.`{RUN_TAG}` = '{name}'"
+    asked = [cluster.ask_mlflow("runs/search", experiment_ids=ids, filter=one) for one in conditions]
+    [run] = [run for found in asked for run in found.get("runs", ())]
+    query = f"run_id={run['info']['run_id']}&metric_key=loss%2Fimage"
+    history = cluster.ask_mlflow(f"metrics/get-history?{query}")["metrics"]
+    assert history
+    return sorted({(int(metric["step"]), metric["value"]) for metric in history})
+
+
+def test_training_goes_on_without_an_api_server(stage1, script, tmp_path):
+    start_again(stage1, "headless")
+    saved = newest_checkpoint(stage1, "headless")
+
+    subprocess.run([script, "stop", "kube-apiserver"], check=True)
+    time.sleep(60)
+    subprocess.run([script, "start", "kube-apiserver"], check=True)
+
+    eventually(lambda: stage1.call("get", "nodes").returncode == 0)
+    assert newest_checkpoint(stage1, "headless") > saved or "headless" in finished(stage1)
+    assert_ends_like_stage1(stage1, "headless", tmp_path)
+    assert stage1.starts("headless") == 2
+
+
+def finished(cluster: Cluster) -> list[str]:
+    """Folders in which stage 1 has ended."""
+    return cluster.on_volume("sh", "-c", "ls -d */stage1/model").decode().replace("/stage1/model", "").split()
