@@ -3,13 +3,20 @@
 import json
 import subprocess
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from tests.k8s.cluster import Cluster, eventually
-from tests.k8s.training_jobs import assert_ends_like_stage1, newest_checkpoint, start_again
+from tests.k8s.training_jobs import (
+    assert_ends_like_stage1,
+    newest_checkpoint,
+    start_again,
+    wait_for_checkpoint,
+)
 from training.tracking.mlflow_run import RUN_TAG
 
+OUT_OF_SERVICE = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
@@ -90,3 +97,39 @@ def test_training_goes_on_without_an_api_server(stage1, script, tmp_path):
 def finished(cluster: Cluster) -> list[str]:
     """Folders in which stage 1 has ended."""
     return cluster.on_volume("sh", "-c", "ls -d */stage1/model").decode().replace("/stage1/model", "").split()
+
+
+@pytest.fixture
+def second_node(stage1: Cluster, script: str) -> Iterator[str]:
+    """Another real node, which may be lost."""
+    subprocess.run([script, "join"], check=True)
+    name = "node-2"
+    yield name
+    subprocess.run([script, "rejoin", name], check=True)
+    stage1.run("taint", "node", name, f"{OUT_OF_SERVICE}-")
+    stage1.run("cordon", name)
+
+
+def test_a_node_that_dies_with_a_worker_costs_what_was_learned_since_the_last_checkpoint(
+    stage1, script, second_node, tmp_path, record_property
+):
+    start_again(stage1, "bereft", is_spread=True)
+    before = nodes_of(stage1, "bereft")
+
+    subprocess.run([script, "crash", second_node], check=True)
+    crashed = time.monotonic()
+    saved = newest_checkpoint(stage1, "bereft")
+    # What an administrator, or the cloud's controller, says of a machine that is gone.
+    stage1.run("taint", "node", second_node, OUT_OF_SERVICE)
+
+    wait_for_checkpoint(stage1, "bereft", after=saved, seconds=600)
+    record_property("lost_worker", next(pod for pod, node in before.items() if node == second_node))
+    record_property("seconds_from_crash_to_next_checkpoint", round(time.monotonic() - crashed))
+    assert set(before.values()) == {"node-1", second_node}
+    assert_ends_like_stage1(stage1, "bereft", tmp_path)
+
+
+def nodes_of(cluster: Cluster, job: str) -> dict[str, str]:
+    """The node of each pod of a job."""
+    found = cluster.get("pods", "--selector", f"training.kubeflow.org/job-name={job}")["items"]
+    return {pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in found}

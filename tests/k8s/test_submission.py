@@ -144,6 +144,7 @@ def test_a_job_that_is_done_is_found_and_its_results_are_fetched_again(repro):
 
     assert "is there already: attached to it" in said
     assert pointer.read_text() == before and time.monotonic() - began < 120
+    subprocess.run(["git", "checkout", "-qf", "-"], cwd=repository, check=True)
 
 
 def test_a_submitter_survives_an_api_server_that_is_gone_for_a_minute(repro, cluster):

@@ -63,19 +63,26 @@ def newest_checkpoint(cluster: Cluster, outputs: str) -> int:
     return max((int(Path(path).parent.name.removeprefix("step_")) for path in found), default=0)
 
 
-def wait_for_checkpoint(cluster: Cluster, outputs: str, after: int) -> None:
+def wait_for_checkpoint(cluster: Cluster, outputs: str, after: int, seconds: float = 120) -> None:
     """Waits until a step after this one is committed."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + seconds
     while newest_checkpoint(cluster, outputs) <= after:
         assert time.monotonic() < until, f"no checkpoint after step {after}"
         time.sleep(0.2)
 
 
-def start_again(cluster: Cluster, name: str) -> None:
-    """Starts stage 1 once more, with outputs of its own, and waits for its first checkpoint."""
+def start_again(cluster: Cluster, name: str, *, is_spread: bool = False) -> None:
+    """Starts stage 1 once more, with outputs of its own, and waits for its first checkpoint.
+
+    Args:
+        is_spread: Whether each worker must have a node of its own.
+    """
     cluster.on_volume("mkdir", name)
     cluster.on_volume("cp", "--recursive", "outputs/backbones", f"{name}/")
-    cluster.apply(manifest("stage1", name, "--outputs", name))
+    job = manifest("stage1", name, "--outputs", name)
+    if is_spread:
+        pod_of(job)["topologySpreadConstraints"][0]["whenUnsatisfiable"] = "DoNotSchedule"
+    cluster.apply(job)
     wait_for_checkpoint(cluster, name, after=0)
 
 
