@@ -11,6 +11,7 @@
     batches.py           encoded samples as one batch, padded or packed
     config.py            sizes of every part, presets; scales.py has the layout of the tokens of an image
     checkpoint.py        a model as a folder, with hashes (manifest.py)
+    weights_address.py   a model whose weights lie on a volume, and its small files in a registry
     weight_files.py      the tensors of such a folder, one by one
     published.py         names of released weights, and ours
     attention.py         chooses an attention kernel; cpu_kernels.py has faster ones for bfloat16 on a CPU,

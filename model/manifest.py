@@ -100,7 +100,8 @@ def link_published(source: Path, target: Path) -> None:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).unlink(missing_ok=True)
         put = link_or_copy if name.endswith(WEIGHTS_SUFFIX) else shutil.copyfile
-        put(source / name, target / name)
+        # What a symbolic link names, not the link.
+        put((source / name).resolve(), target / name)
 
 
 def verify(folder: Path, only: frozenset[str] | None = None) -> None:

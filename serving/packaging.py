@@ -19,6 +19,7 @@ from typing import Any
 
 from model.errors import UserError, redact
 from model.manifest import LINEAGE, MANIFEST, link_published, manifest_sha256, verify
+from model.weights_address import with_weights
 
 NAME = "vargpt"
 WEIGHTS = "weights"  # folder inside the stored model: the store adds a file of its own beside it
@@ -107,6 +108,7 @@ def fetch(tracking_uri: str, model_uri: str, scratch: Path) -> Fetched:
     # The record beside the weights could have been changed together with them.
     if (weights := manifest_sha256(folder)) != registered:
         raise UserError(f"{model_uri} was registered with weights {registered}, its files are {weights}")
+    folder = with_weights(folder, scratch)
     return Fetched(folder, {**read_lineage(folder), "model_version": str(number)}, name)
 
 

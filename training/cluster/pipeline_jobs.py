@@ -29,7 +29,7 @@ FETCH, PREPARE, BACKBONES, ENCODE = "fetch", "prepare", "backbones", "encode"
 EVALUATE, PROMOTE, PACKAGE = "evaluate", "promote", "package"
 RELEASE_STEPS = (EVALUATE, PROMOTE, PACKAGE)
 PROMOTER_SECRET, REMOTE_SECRET = "mlflow-promoter", "dvc-remote"
-MODELS_CLAIM = "models"
+MODELS_CLAIM, MODELS = "models", "/models"
 
 
 def render_backbones(params: Params, options: JobOptions, steps: Sequence[str] = ()) -> dict[str, Any]:
@@ -100,12 +100,18 @@ def _release_step(step: str, params: Params, options: JobOptions, packaging_imag
     size = _size(params, options)
     image, arguments, secret = {
         EVALUATE: (options.image, ["evaluate", *size], TRAINER_SECRET),
-        PROMOTE: (options.image, ["promote", *size, "--by", "promoter"], PROMOTER_SECRET),
+        PROMOTE: (
+            options.image,
+            ["promote", *size, "--by", "promoter", "--weights-volume", f"{MODELS}/weights"],
+            PROMOTER_SECRET,
+        ),
         PACKAGE: (packaging_image, ["package"], PROMOTER_SECRET),
     }[step]
-    models = {"name": "models", "mountPath": "/models"}
-    mounts = [models] if step == PACKAGE else data_mounts()
-    environment = variables({"BENTOML_HOME": "/models/bentoml"} if step == PACKAGE else {})
+    mounts = [] if step == PACKAGE else data_mounts()
+    # Weights are copied to this volume once, when they are registered; packaging links them.
+    if step != EVALUATE:
+        mounts.append({"name": "models", "mountPath": MODELS})
+    environment = variables({"BENTOML_HOME": f"{MODELS}/bentoml"} if step == PACKAGE else {})
     command = ["python", "-m", "training.commands"]
     needs = _needs(params) if step == EVALUATE else LIGHT
     return container(step, image, command, arguments, needs, secret, mounts, environment)

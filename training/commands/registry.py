@@ -44,6 +44,12 @@ def promote(
     name: Name = MODEL_NAME,
     by: By = "",
     record: Record = RECORD,
+    weights_volume: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder that all readers mount: weights go there in place of MLflow's artifacts."
+        ),
+    ] = None,
     tracking_uri: Tracking = LOCAL_MLFLOW,
     as_json: AsJson = False,
 ) -> None:
@@ -59,7 +65,9 @@ def promote(
     _refuse_stale(stage, facts, folder)
     if champion_metrics is not None:
         replace_figures(tracking_uri, name, CHAMPION, _read_json(champion_metrics, "evaluate"))
-    version = register(tracking_uri, name, facts["run_id"], folder, figures, read_lineage(folder))
+    version = register(
+        tracking_uri, name, facts["run_id"], folder, figures, read_lineage(folder), weights_volume
+    )
     outcome = promote(tracking_uri, name, version, gates.margins, gates.floors, who, record)
     print_result({**dataclasses.asdict(outcome), "report": outcome.report}, outcome.report, as_json)
     if not outcome.is_champion:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from model.errors import UserError, redact
 from model.manifest import MANIFEST, manifest_sha256
+from model.weights_address import with_weights
 from training.registry.versions import WEIGHTS_TAG, local_artifacts
 from training.tracking.mlflow_run import connect, outage_errors
 
@@ -59,7 +60,7 @@ def fetch(uri: str, address: str, scratch: Path) -> Path:
     registered, weights = version.tags.get(WEIGHTS_TAG), manifest_sha256(found[0])
     if registered != weights:
         raise UserError(f"{address} was registered with weights {registered}, its files are {weights}")
-    return found[0]
+    return with_weights(found[0], scratch)
 
 
 def _download(

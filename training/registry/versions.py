@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError, redact
 from model.manifest import LINEAGE, link_published, manifest_sha256, verify
+from model.weights_address import put_on_volume
 from training.registry.evaluation_subject import check_subject, subject_of
 from training.registry.lineage import TAG_PREFIX, Lineage, write_lineage
 from training.tracking.mlflow_run import connect, find_run, outage_errors
@@ -38,7 +39,13 @@ def open_registry(uri: str) -> "MlflowClient":
 
 
 def register(
-    uri: str, model_name: str, run_id: str, model_dir: Path, metrics: Mapping[str, Any], lineage: Lineage
+    uri: str,
+    model_name: str,
+    run_id: str,
+    model_dir: Path,
+    metrics: Mapping[str, Any],
+    lineage: Lineage,
+    weights_volume: Path | None = None,
 ) -> str:
     """Put a model folder into its run and register it; returns the version, the same for the same weights.
 
@@ -49,6 +56,7 @@ def register(
         run_id: MLflow's id of the run, or our own name for it.
         metrics: The content of metrics/evaluate.json, which later candidates are held against. UserError when
             they are of other weights, of other data than the model learned from, or of the tuning split.
+        weights_volume: A folder that all readers mount: weights lie there, the registry knows the address.
     """
     model_dir = Path(model_dir)
     verify(model_dir)
@@ -65,7 +73,7 @@ def register(
     record = dataclasses.replace(lineage, run_id=run.info.run_id, weights_sha256=weights)
     version = _version_of(client, model_name, run.info.run_id, weights)
     if version is None:
-        version = _upload(client, model_name, model_dir, record)
+        version = _upload(client, model_name, model_dir, record, weights_volume)
     client.set_model_version_tag(model_name, version, METRICS_TAG, _as_text(metrics))
     with tempfile.TemporaryDirectory() as scratch:
         write_lineage(dataclasses.replace(record, model_version=version), Path(scratch))
@@ -134,7 +142,14 @@ def local_artifacts(source: str, uri: str) -> Path | None:
     return Path(repository.artifact_dir) if isinstance(repository, LocalArtifactRepository) else None
 
 
-def _put_artifacts(client: "MlflowClient", run_id: str, model_dir: Path, folder: str) -> None:
+def _put_artifacts(
+    client: "MlflowClient", run_id: str, model_dir: Path, folder: str, weights_volume: Path | None
+) -> None:
+    if weights_volume is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            put_on_volume(model_dir, weights_volume, Path(scratch, folder))
+            client.log_artifacts(run_id, f"{scratch}/{folder}", folder)
+        return
     artifacts = local_artifacts(client.get_run(run_id).info.artifact_uri, client.tracking_uri)
     if artifacts is None:
         client.log_artifacts(run_id, str(model_dir), folder)
@@ -142,12 +157,14 @@ def _put_artifacts(client: "MlflowClient", run_id: str, model_dir: Path, folder:
         link_published(model_dir, artifacts / folder)
 
 
-def _upload(client: "MlflowClient", model_name: str, model_dir: Path, record: Lineage) -> str:
+def _upload(
+    client: "MlflowClient", model_name: str, model_dir: Path, record: Lineage, weights_volume: Path | None
+) -> str:
     from mlflow.exceptions import MlflowException
 
     assert record.run_id and record.weights_sha256
     folder = _artifact_folder(record.weights_sha256)
-    _put_artifacts(client, record.run_id, model_dir, folder)
+    _put_artifacts(client, record.run_id, model_dir, folder, weights_volume)
     try:
         client.create_registered_model(model_name)
     except MlflowException as error:

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
-from model.manifest import manifest_sha256, verify
+from model.manifest import MANIFEST, manifest_sha256, verify
 from tests.training.registry.candidates import (
     DATA,
     METRICS,
@@ -59,6 +59,50 @@ def test_registered_weights_are_the_published_file_and_are_fetched_without_a_cop
     # A later training replaces its model's files, it never writes into them.
     (folder / "model.safetensors").unlink()
     verify(found)
+
+
+def test_weights_on_a_volume_are_registered_by_their_address_and_read_where_they_lie(mlflow_server, tmp_path):
+    folder, volume = published_model(tmp_path, "one"), tmp_path / "volume"
+    run = tracked_run(mlflow_server, tmp_path)
+
+    version = register(
+        mlflow_server, "vargpt", run, folder, measured(METRICS, folder), read_lineage(folder), volume
+    )
+
+    address = f"models:/vargpt/{version}"
+    source = MlflowClient(mlflow_server, mlflow_server).get_model_version_download_uri("vargpt", version)
+    uploaded = download_artifacts(
+        artifact_uri=source, tracking_uri=mlflow_server, dst_path=str(tmp_path / "uploaded")
+    )
+    assert not list(Path(uploaded).rglob("*.safetensors"))
+    found = fetch(mlflow_server, address, scratch(tmp_path, "found"))
+    verify(found)
+    assert read_lineage(found).model_version == version
+    kept = volume / manifest_sha256(folder)
+    assert (found / "model.safetensors").samefile(kept / "model.safetensors")
+    kept.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"the weights lie in .*volume.*mount that volume"):
+        fetch(mlflow_server, address, scratch(tmp_path, "missing"))
+
+
+def test_other_weights_at_the_address_are_seen(mlflow_server, tmp_path):
+    folder, other = published_model(tmp_path, "one"), published_model(tmp_path, "two")
+    volume, run = tmp_path / "volume", tracked_run(mlflow_server, tmp_path)
+    version = register(
+        mlflow_server, "vargpt", run, folder, measured(METRICS, folder), read_lineage(folder), volume
+    )
+
+    kept = volume / manifest_sha256(folder)
+    (kept / MANIFEST).write_bytes((other / MANIFEST).read_bytes())
+
+    with pytest.raises(ValueError, match=r"holds weights .*, the registry says"):
+        fetch(mlflow_server, f"models:/vargpt/{version}", scratch(tmp_path, "found"))
+
+
+def scratch(tmp_path: Path, name: str) -> Path:
+    """A new folder."""
+    (tmp_path / name).mkdir()
+    return tmp_path / name
 
 
 def test_the_same_weights_of_a_run_are_one_version_with_the_newest_metrics(mlflow_db, tmp_path):

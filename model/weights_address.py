@@ -1,0 +1,64 @@
+"""Weights that a registry knows by their address: they lie on a volume, the registry holds the small files.
+
+For weights that every reader mounts anyway, where uploading and downloading them would move them twice more.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from model.errors import UserError
+from model.manifest import (
+    LINEAGE,
+    MANIFEST,
+    WEIGHTS_SUFFIX,
+    link_published,
+    manifest_sha256,
+    read_manifest,
+    verify,
+)
+
+ADDRESS = "weights_address.json"
+
+
+def put_on_volume(published: Path, volume: Path, small: Path) -> None:
+    """Put a published model into a volume, once, and its small files with the address into a folder.
+
+    Args:
+        volume: Where models lie by the SHA-256 of their manifest; links where it can hold them, else copies,
+            which are verified.
+        small: A new folder: what a registry keeps.
+    """
+    kept = volume / manifest_sha256(published)
+    if not (kept / MANIFEST).is_file():
+        link_published(published, kept)
+    verify(kept)
+    small.mkdir(parents=True)
+    names = [name for name in read_manifest(published) if not name.endswith(WEIGHTS_SUFFIX)]
+    for name in (*names, MANIFEST):
+        (small / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(published / name, small / name)
+    (small / ADDRESS).write_text(json.dumps({"folder": str(kept)}) + "\n", encoding="utf-8")
+
+
+def with_weights(folder: Path, scratch: Path) -> Path:
+    """What a registry held of a model, with its weights: the folder itself, or one in `scratch` with links to
+    them.
+
+    UserError when weights are known by an address at which they do not lie.
+    """
+    if not (folder / ADDRESS).is_file():
+        return folder
+    kept = Path(json.loads((folder / ADDRESS).read_text(encoding="utf-8"))["folder"])
+    if not (kept / MANIFEST).is_file():
+        raise UserError(f"the weights lie in {kept}, and there is no such folder here: mount that volume")
+    if (found := manifest_sha256(kept)) != (expected := manifest_sha256(folder)):
+        raise UserError(f"{kept} holds weights {found}, the registry says {expected}")
+    whole = scratch / "with_weights"
+    whole.mkdir(parents=True)
+    for name in (*read_manifest(folder), MANIFEST, LINEAGE):
+        source = kept / name if name.endswith(WEIGHTS_SUFFIX) else folder / name
+        (whole / name).parent.mkdir(parents=True, exist_ok=True)
+        if source.is_file():
+            (whole / name).symlink_to(source.resolve())
+    return whole
