@@ -13,6 +13,24 @@ from tests.k8s.cluster import IMAGES, K8S, Cluster
 
 # Of the proxy to the API server.
 PORT = "8765"
+# What servers begin with; then comes their `class Handler(Answering)`, then SERVE.
+ANSWERING = """
+import os, sys, threading, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Answering(BaseHTTPRequestHandler):
+    def answer(self, status, text):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_):
+        pass
+"""
+SERVE = """
+ThreadingHTTPServer(("", 3000), Handler).serve_forever()
+"""
 
 
 def small_service(server: str) -> list[dict[str, Any]]:

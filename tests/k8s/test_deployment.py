@@ -12,21 +12,18 @@ from collections.abc import Iterator
 import pytest
 
 from tests.k8s.cluster import ROOT, Cluster, new_namespace
-from tests.k8s.small_service import Clients, small_service
+from tests.k8s.small_service import ANSWERING, SERVE, Clients, small_service
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 NAMESPACE = "deployment"
-SERVER = """
-import os, sys, threading, time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
+HANDLER = """
 version = int(os.environ["VARGPT_VERSION"])
 if version == 3:
     sys.exit("error: the weights of version 3 are damaged")
 counts, lock = {"answered": 0, "generation_failed": 0}, threading.Lock()
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     def do_GET(self):
         name = "vargpt_requests_total"
         outcomes = [f'{name}{{route="r",outcome="{key}"}} {value}' for key, value in counts.items()]
@@ -39,24 +36,13 @@ class Handler(BaseHTTPRequestHandler):
         with lock:
             counts["generation_failed" if is_bad else "answered"] += 1
         self.answer(500 if is_bad else 200, str(version))
-
-    def answer(self, status, text):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_):
-        pass
-
-ThreadingHTTPServer(("", 3000), Handler).serve_forever()
 """
 
 
 @pytest.fixture(scope="module")
 def cluster(cluster_with_image: Cluster) -> Iterator[Cluster]:
     """A namespace in which a service runs."""
-    with new_namespace(cluster_with_image, NAMESPACE, *small_service(SERVER)) as found:
+    with new_namespace(cluster_with_image, NAMESPACE, *small_service(ANSWERING + HANDLER + SERVE)) as found:
         yield found
 
 

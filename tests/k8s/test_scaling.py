@@ -15,22 +15,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.k8s.cluster import IMAGES, ROOT, Cluster, eventually, new_namespace
-from tests.k8s.small_service import Clients, small_service
+from tests.k8s.small_service import ANSWERING, SERVE, Clients, small_service
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 NAMESPACE, ADAPTER = "scaling", "metrics-adapter"
 SECONDS_PER_REPLY = 1.0
-SERVER = f"""
-import threading, time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
+HANDLER = f"""
 running, lock = 0, threading.Lock()
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     def do_GET(self):
         metrics = f"vargpt_running {{running}}\\nvargpt_queue_length 0\\n"
-        self.answer(metrics if self.path == "/metrics" else "")
+        self.answer(200, metrics if self.path == "/metrics" else "")
 
     def do_POST(self):
         global running
@@ -39,18 +36,7 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep({SECONDS_PER_REPLY})
         with lock:
             running -= 1
-        self.answer("done")
-
-    def answer(self, text):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_):
-        pass
-
-ThreadingHTTPServer(("", 3000), Handler).serve_forever()
+        self.answer(200, "done")
 """
 
 
@@ -104,7 +90,9 @@ def adapter(certified: str, key: str) -> list[dict[str, Any]]:
 def cluster(cluster_with_image: Cluster) -> Iterator[Cluster]:
     """A namespace with a service that is busy for a second with each request, and its autoscaler."""
     made = adapter(*certificate(f"{ADAPTER}.{NAMESPACE}.svc"))
-    with new_namespace(cluster_with_image, NAMESPACE, *small_service(SERVER), *made, scaler()) as found:
+    with new_namespace(
+        cluster_with_image, NAMESPACE, *small_service(ANSWERING + HANDLER + SERVE), *made, scaler()
+    ) as found:
         found.run("rollout", "status", f"deployment/{ADAPTER}", "--timeout", "180s")
         yield found
         found.run("delete", "apiservice", "v1beta1.external.metrics.k8s.io")
