@@ -84,6 +84,14 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=folder, check=True)
 
 
+def change(folder: Path, old: str, new: str) -> None:
+    """Changes a parameter of a clone."""
+    path = folder / "params.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
 def start(folder: Path, *command: str) -> subprocess.Popen[str]:
     """A command of ours in a clone, its output in one pipe."""
     return subprocess.Popen(
@@ -151,8 +159,7 @@ def test_a_submitter_survives_an_api_server_that_is_gone_for_a_minute(repro, clu
     repository, _ = repro
     if not cluster.script:
         pytest.skip("only a cluster of CLUSTER_SCRIPT can be broken")
-    params = repository / "params.yaml"
-    params.write_text(params.read_text().replace("stage1: {steps: 30", "stage1: {steps: 60", 1))
+    change(repository, "stage1: {steps: 30", "stage1: {steps: 60")
 
     process = start(repository, "training.commands", "submit", "stage1", "--wait")
     time.sleep(15)
@@ -168,8 +175,7 @@ def test_a_submitter_survives_an_api_server_that_is_gone_for_a_minute(repro, clu
 
 def test_who_stops_waiting_leaves_the_job_and_cancel_ends_it(repro, cluster):
     repository, _ = repro
-    params = repository / "params.yaml"
-    params.write_text(params.read_text().replace("lr: 5.0e-3", "lr: 4.0e-3", 1))
+    change(repository, "lr: 5.0e-3", "lr: 4.0e-3")
 
     process = start(repository, "training.commands", "submit", "stage1", "--wait")
     time.sleep(25)
@@ -179,8 +185,7 @@ def test_who_stops_waiting_leaves_the_job_and_cancel_ends_it(repro, cluster):
     assert process.returncode == 143, said
     name = said.split(" goes on;")[0].split()[-1]
     assert name in run(repository, "training.commands", "jobs")
-    other = params.read_text()
-    params.write_text(other.replace("lr: 4.0e-3", "lr: 3.0e-3", 1))
+    change(repository, "lr: 4.0e-3", "lr: 3.0e-3")
     assert f"job {name}, of other parameters" in run(
         repository, "training.commands", "submit", "stage1", code=2
     )
@@ -190,10 +195,7 @@ def test_who_stops_waiting_leaves_the_job_and_cancel_ends_it(repro, cluster):
 
 def test_a_mistake_ends_the_submitter_with_two_and_the_sentence_of_the_job(repro):
     repository, _ = repro
-    params = repository / "params.yaml"
-    params.write_text(
-        params.read_text().replace("stage1: {steps: 30, batch: 16", "stage1: {steps: 30, batch: 1", 1)
-    )
+    change(repository, "batch: 16, warmup: 2, checkpoint", "batch: 1, warmup: 2, checkpoint")
 
     said = run(repository, "training.commands", "submit", "stage1", "--wait", code=2)
 
