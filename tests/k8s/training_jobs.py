@@ -71,18 +71,11 @@ def wait_for_checkpoint(cluster: Cluster, outputs: str, after: int, seconds: flo
         time.sleep(0.2)
 
 
-def start_again(cluster: Cluster, name: str, *, is_spread: bool = False) -> None:
-    """Starts stage 1 once more, with outputs of its own, and waits for its first checkpoint.
-
-    Args:
-        is_spread: Whether each worker must have a node of its own.
-    """
+def start_again(cluster: Cluster, name: str) -> None:
+    """Starts stage 1 once more, with outputs of its own, and waits for its first checkpoint."""
     cluster.on_volume("mkdir", name)
     cluster.on_volume("cp", "--recursive", "outputs/backbones", f"{name}/")
-    job = manifest("stage1", name, "--outputs", name)
-    if is_spread:
-        pod_of(job)["topologySpreadConstraints"][0]["whenUnsatisfiable"] = "DoNotSchedule"
-    cluster.apply(job)
+    cluster.apply(manifest("stage1", name, "--outputs", name))
     wait_for_checkpoint(cluster, name, after=0)
 
 
