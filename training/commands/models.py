@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from model.errors import UserError
 from training.commands.options import (
     LOCAL_MLFLOW,
     AsJson,
@@ -53,6 +54,11 @@ def evaluate(
 
     disable_progress_bar()
     chosen = load_params(params, size)
+    if chosen.size not in EXTENT:
+        raise UserError(
+            f"there are no questions and drawing requests for size {chosen.size}: measure the model with "
+            "benchmarks of your own, then vargpt promote --metrics FILE"
+        )
     floors = chosen.promote.floors
     model = model or str(final_model())
     with model_folder(model, tracking_uri) as folder:

@@ -86,6 +86,7 @@ def test_a_misspelt_command_is_told_the_right_one():
         (["data", "nonsense"], "No such command 'nonsense'"),
         (["ask"], "Missing argument 'prompt'"),
         (["evaluate", "--batch", "0"], "--batch"),
+        (["evaluate", "--size", "7b"], "there are no questions and drawing requests for size 7b"),
     ],
 )
 def test_a_mistake_is_told_in_words_and_ends_with_2(arguments, reason):
