@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from model.errors import UserError
 from training.commands.options import (
     LOCAL_MLFLOW,
     AsJson,
@@ -53,6 +54,10 @@ def evaluate(
 
     disable_progress_bar()
     chosen = load_params(params, size)
+    if chosen.size not in EXTENT:
+        raise UserError(
+            f"evaluate measures on scans of digits: size must be one of {list(EXTENT)}, got {chosen.size!r}"
+        )
     floors = chosen.promote.floors
     model = model or str(final_model())
     with model_folder(model, tracking_uri) as folder:
