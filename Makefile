@@ -88,9 +88,12 @@ REGISTRY ?= localhost
 IMAGE_TAG ?= 0.1.0
 LOCK_SHA256 = $(firstword $(shell cat requirements/*-$(TORCH).txt requirements/mlflow.txt | sha256sum))
 ABOUT = --build-arg GIT_COMMIT=$(shell git rev-parse HEAD) --build-arg LOCK_SHA256=$(LOCK_SHA256) \
-	--build-arg GIT_DIRTY=$(if $(shell git status --porcelain -- model training serving),true,false)
+	--build-arg GIT_DIRTY=$(if $(shell git status --porcelain -- model training serving),true,false) \
+	$(if $(filter cpu,$(TORCH)),--build-arg UV_TORCH_BACKEND=cpu)
 
-images:  ## build the container images (TORCH=cpu or cuda, REGISTRY=...)
+# Images are for the cluster's machines, not for this one.
+images: TORCH = cuda
+images:  ## build the container images (TORCH=cpu or cuda, the default; REGISTRY=...)
 	for image in training packaging serving; do \
 	  $(BUILD) --file k8s/images/Dockerfile --target $$image --build-arg TORCH=$(TORCH) $(ABOUT) \
 	    --tag $(REGISTRY)/vargpt-$$image:$(IMAGE_TAG) . || exit; \

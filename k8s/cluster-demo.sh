@@ -44,7 +44,12 @@ for pair in training:Dockerfile packaging:Dockerfile serving:Dockerfile mlflow:m
   tag=$(image "vargpt-$name")
   set -- "$tag" --file "$file" --build-arg GIT_COMMIT="$commit" --build-arg TORCH=cpu
   [ "${file##*/}" = Dockerfile ] && set -- "$@" --target "$name"
-  [ -n "${CLUSTER_SCRIPT:-}" ] && set -- "$@" --build-arg BASE=localhost/python:3.11
+  # A cluster of CLUSTER_SCRIPT has a base image and a folder of wheels of its own.
+  if [ -n "${CLUSTER_SCRIPT:-}" ]; then
+    set -- "$@" --build-arg BASE=localhost/python:3.11
+  else
+    set -- "$@" --build-arg UV_TORCH_BACKEND=cpu
+  fi
   build "$@"
   load "$tag"
 done

@@ -1,7 +1,6 @@
 """Decoding and encoding of pictures in requests and responses: data URLs only, nothing is fetched."""
 
 import base64
-import binascii
 import io
 import re
 import struct
@@ -33,7 +32,7 @@ def decode_data_url(url: str, limits: Limits, param: str) -> Image.Image:
         raise too_large(f"{param} has more than {limits.image_bytes} bytes", param)
     try:
         data = base64.b64decode(payload, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error, and of characters that are not ASCII a plain one
         raise bad_request(f"{param} is not base64: {error}", param, "invalid_image") from None
     return decode_image(data, limits, param)
 

@@ -75,8 +75,9 @@ def test_other_media_types_are_refused(url: str):
     assert refusal(url).code == "invalid_image"
 
 
-def test_broken_base64_is_refused():
-    assert refusal("data:image/png;base64,@@@@").code == "invalid_image"
+@pytest.mark.parametrize("payload", ["@@@@", "AAA", "caf\u00e9", "\u0661\u0662\u0663\u0664"])
+def test_broken_base64_is_refused(payload: str):
+    assert refusal(f"data:image/png;base64,{payload}").code == "invalid_image"
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM"])

@@ -94,7 +94,7 @@ def encode(
     size: Size = None,
     outputs: Outputs = Path("outputs"),
     artifacts: Annotated[Path, typer.Option(help="Where the summary goes.")] = Path("artifacts"),
-    batch: Annotated[int, typer.Option(help="Pictures that are encoded at a time.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures that are encoded at a time.")] = 64,
     as_json: AsJson = False,
 ) -> None:
     """Compute the codes of all pictures that stages with `cached_codes` draw, each once.

@@ -1,10 +1,11 @@
 """Commands about a model's files: evaluate, share, import-weights."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from model.errors import UserError
 from training.commands.options import (
     LOCAL_MLFLOW,
     AsJson,
@@ -16,6 +17,9 @@ from training.commands.options import (
     Tracking,
     print_result,
 )
+
+if TYPE_CHECKING:
+    from training.evaluation.evaluate import EvaluateParams
 
 # At most so many questions and drawings; smoke shows that all works, not how well.
 EXTENT = {"tiny": (100_000, 100_000), "smoke": (220, 60)}
@@ -45,7 +49,7 @@ def evaluate(
     from transformers.utils.logging import disable_progress_bar
 
     from training.commands.metrics_table import table
-    from training.evaluation.evaluate import EvaluateParams, evaluate
+    from training.evaluation.evaluate import evaluate
     from training.evaluation.tracked_run import track_evaluation
     from training.params import load_params
     from training.registry.fetch import model_folder
@@ -53,14 +57,14 @@ def evaluate(
 
     disable_progress_bar()
     chosen = load_params(params, size)
-    floors = chosen.promote.floors
+    floors, extent = chosen.promote.floors, _extent(chosen.size, batch)
     model = model or str(final_model())
     with model_folder(model, tracking_uri) as folder:
         found = evaluate(
             folder,
             prepared,
             data,
-            EvaluateParams(batch, *EXTENT[chosen.size]),
+            extent,
             split,
             metrics_file=metrics,
             plots_dir=plots,
@@ -69,6 +73,17 @@ def evaluate(
         )
         track_evaluation(model, folder, found, plots, tracking_uri, spool)
     print_result(found, table(found, floors), as_json)
+
+
+def _extent(size: str, batch: int) -> "EvaluateParams":
+    from training.evaluation.evaluate import EvaluateParams
+
+    if size not in EXTENT:
+        raise UserError(
+            f"there are no questions and drawing requests for size {size}: measure the model with "
+            "benchmarks of your own, then vargpt promote --metrics FILE"
+        )
+    return EvaluateParams(batch, *EXTENT[size])
 
 
 def share(as_json: AsJson = False) -> None:

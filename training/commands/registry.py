@@ -59,7 +59,7 @@ def promote(
     from training.registry.promotion import promote
     from training.registry.versions import CHAMPION, register, replace_figures
 
-    facts, figures = _read_json(stage, "train"), _read_json(metrics, "evaluate")
+    facts, figures = _read_pointer(stage), _read_json(metrics, "evaluate")
     gates = load_params(params, size).promote
     folder, who = Path(facts["model"]), acting_user(by)
     _refuse_stale(stage, facts, folder)
@@ -106,9 +106,19 @@ def _read_json(path: Path, command: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no {path}; make it with: vargpt {command}")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold one JSON object, got {type(found).__name__}")
+    return found
+
+
+def _read_pointer(path: Path) -> dict[str, Any]:
+    found = _read_json(path, "train")
+    if missing := [name for name in ("model", "weights_sha256", "run_id") if name not in found]:
+        raise UserError(f"{path} is no pointer of a trained stage: it has no {missing[0]!r}")
+    return found
 
 
 def _refuse_stale(pointer: Path, facts: dict[str, Any], folder: Path) -> None:

@@ -66,6 +66,8 @@ def _class_names(folder: Path) -> dict[str, str]:
         names = json.loads(listed.read_bytes())
     except ValueError as error:
         raise UserError(f"{listed} is not JSON: {error}") from None
+    if not isinstance(names, dict):
+        raise UserError(f"{listed} must hold an object, got {type(names).__name__}")
     if unnamed := sorted(name for name in folders if not isinstance(names.get(name), str)):
         raise UserError(f"{listed} does not name {unnamed[:3]}")
     return {name: names[name] for name in folders}

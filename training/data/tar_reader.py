@@ -84,5 +84,7 @@ def _sample(source: str, path: Path, key: str, members: dict[str, ImageRef]) -> 
     caption = members["txt"].read().decode() if "txt" in members else record.get("caption")
     if caption is None:
         raise UserError(f"{key} has neither a conversation nor a caption")
+    if not isinstance(caption, str):
+        raise UserError(f"the caption of {key} must be text, got {type(caption).__name__}")
     messages = (Message("user", CAPTION_REQUEST), Message("assistant", caption))
     return Sample(identity, messages, images, source, record)

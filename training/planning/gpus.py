@@ -1,10 +1,12 @@
 """Figures of GPUs: the one home of their memory, speed and bandwidth.
 
-Memory is the total that nvidia-smi shows; the rest is from NVIDIA's data sheets. Theirs of tensor cores are
-with sparsity, which training has not: these are the dense ones, half of them, of bfloat16 products added up
-in float32.
+Memory is the total that nvidia-smi shows (measured on a cloud's machines:
+thundergolfer.com/blog/nvidia-gpu-memory-capacity); the rest is from NVIDIA's data sheets. Theirs of tensor
+cores are with sparsity, which training has not: these are the dense ones, half of them, of bfloat16 products
+added up in float32.
 """
 
+import re
 from dataclasses import dataclass
 
 from model.errors import UserError
@@ -60,6 +62,17 @@ GPUS = {
     )
 }
 
+# What CUDA calls them, whole: cards of a similar name are slower, such as H100 PCIe (756 TFLOP/s), H100 NVL
+# and H200 NVL (835), L40 (181) and parts of a GPU (MIG).
+DEVICE_NAMES = {
+    "l4": "L4",
+    "rtx4090": "GeForce RTX 4090",
+    "l40s": "L40S",
+    "a100": "A100-SXM4-[48]0GB|A100-PCIE-40GB|A100 80GB PCIe",
+    "h100": "H100 80GB HBM3",
+    "h200": "H200",
+}
+
 
 def gpu_named(name: str) -> Gpu:
     """The GPU of this name. UserError lists those there are."""
@@ -72,7 +85,7 @@ def peak_flops(device_name: str) -> float | None:
     """Dense bfloat16 FLOP/s of the GPU that CUDA calls so, such as "NVIDIA H100 80GB HBM3"; None when
     unknown.
     """
-    words = device_name.lower().replace(" ", "")
-    found = [gpu for name, gpu in GPUS.items() if name in words]
-    # "l40s" before "l4".
-    return max(found, key=lambda gpu: len(gpu.name)).flops if found else None
+    name = device_name.removeprefix("NVIDIA ")
+    return next(
+        (GPUS[gpu].flops for gpu, pattern in DEVICE_NAMES.items() if re.fullmatch(pattern, name)), None
+    )

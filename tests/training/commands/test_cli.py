@@ -177,3 +177,10 @@ def test_the_doctor_says_how_to_get_what_is_missing(tmp_path):
     assert json.loads(mended.stdout)["data"]["is_fine"]
     assert "is made by the first run" in json.loads(mended.stdout)["tracking"]["found"]
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_pictures_are_not_encoded_none_at_a_time():
+    done = vargpt("data", "encode", "--batch", "0")
+
+    assert done.returncode == 2
+    assert "--batch" in done.stderr

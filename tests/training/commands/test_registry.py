@@ -8,6 +8,7 @@ import pytest
 import typer
 import yaml
 
+from model.errors import UserError
 from model.manifest import manifest_sha256, write_manifest
 from tests.training.registry.candidates import (
     METRICS,
@@ -188,3 +189,21 @@ def test_lineage_ends_with_1_when_a_link_is_wrong(repository, capsys):
         [True],
         [False],
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{}", "no pointer of a trained stage: it has no 'model'"),
+        (b'{"model": "outputs/stage3/model", "weights_sha256": ""}', "it has no 'run_id'"),
+        (b"[]", "must hold one JSON object, got list"),
+        (b"\xff", "is not JSON"),
+    ],
+)
+def test_a_file_that_is_no_pointer_is_refused_by_name(tmp_path, content, said):
+    pointer, figures = tmp_path / "stage3.json", tmp_path / "evaluate.json"
+    pointer.write_bytes(content)
+    figures.write_text("{}")
+
+    with pytest.raises(UserError, match=rf"stage3\.json.* {said}"):
+        promote(pointer, figures, params=ROOT / "params.yaml")

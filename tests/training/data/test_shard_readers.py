@@ -141,6 +141,23 @@ def test_a_class_without_a_name_is_refused(tmp_path):
         open_with_log(tmp_path)
 
 
+def test_a_list_of_classes_is_refused(tmp_path):
+    (tmp_path / "n01").mkdir()
+    (tmp_path / "classes.json").write_text("[]")
+
+    with pytest.raises(ValueError, match=r"classes\.json must hold an object, got list"):
+        open_with_log(tmp_path)
+
+
+def test_a_caption_that_is_no_text_is_a_bad_record(tmp_path):
+    members = [("1.png", png()), ("1.json", b'{"caption": 5}'), ("2.png", png()), ("2.txt", b"A two.")]
+
+    samples, bad_records = open_with_log(write_tar(tmp_path / "a.tar", members))
+
+    assert [sample.messages[1].content for sample in samples] == ["A two."]
+    assert [bad.reason for bad in bad_records.records] == ["the caption of 1 must be text, got int"]
+
+
 def test_a_pattern_reads_the_shards_of_one_split_in_order(tmp_path):
     for split in ("train-1", "train-0", "test-0"):
         write_tar(tmp_path / f"{split}.tar", [("k.png", png()), ("k.txt", split.encode())])

@@ -11,7 +11,7 @@ from training.params import LoraParams, load_params
 from training.planning.capacity import capacity_page
 from training.planning.dry_run import check_dataset, check_recipe
 from training.planning.flops import total_of
-from training.planning.gpus import GPUS, gpu_named
+from training.planning.gpus import GPUS, gpu_named, peak_flops
 from training.planning.plan import Assumptions, plan_stage
 from training.planning.recipes import Changes, changed_params
 from training.planning.report import facts, table
@@ -163,3 +163,37 @@ def test_a_dataset_that_is_not_there_is_named(params, tmp_path):
 
     (tmp_path / dataset.image_root).mkdir(parents=True)
     check_dataset("stage2", dataset, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("device_name", "gpu"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("A100-PCIE-40GB", "a100"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+    ],
+)
+def test_the_peak_of_a_device_is_that_of_its_card(device_name, gpu):
+    assert peak_flops(device_name) == GPUS[gpu].flops
+
+
+@pytest.mark.parametrize(
+    "device_name",
+    [
+        "NVIDIA L40",
+        "NVIDIA RTX A1000",
+        "NVIDIA H100 PCIe",
+        "NVIDIA H100 NVL",
+        "NVIDIA H200 NVL",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "cpu",
+    ],
+)
+def test_a_slower_relative_of_a_card_has_no_known_peak(device_name):
+    assert peak_flops(device_name) is None
