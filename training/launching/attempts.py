@@ -1,11 +1,14 @@
 """Counts attempts of a job that made no new checkpoint: an operator with ExitCode restarts it without end."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from training.launching.exit_codes import DONE, PERMANENT_FAILURE, STOPPED
+
+logger = logging.getLogger(__name__)
 
 
 class AttemptCounter:
@@ -24,7 +27,7 @@ class AttemptCounter:
     def begin(self) -> int:
         """Count this start; its number, from 1."""
         steps = total_committed_steps(self.folder)
-        saved = json.loads(self.path.read_text()) if self.path.exists() else {"steps": 0, "attempts": 0}
+        saved = self._read()
         attempts = saved["attempts"] if steps <= saved["steps"] else 0
         self._write(max(steps, saved["steps"]), attempts + 1)
         return attempts + 1
@@ -34,8 +37,19 @@ class AttemptCounter:
         if code in (DONE, PERMANENT_FAILURE):
             self.path.unlink(missing_ok=True)
         elif code == STOPPED:
+            saved = self._read()
+            self._write(saved["steps"], max(saved["attempts"] - 1, 0))
+
+    def _read(self) -> dict[str, int]:
+        """What was counted; nothing where no file is, or one that lost its content with the power."""
+        try:
             saved = json.loads(self.path.read_text())
-            self._write(saved["steps"], saved["attempts"] - 1)
+            return {"steps": int(saved["steps"]), "attempts": int(saved["attempts"])}
+        except FileNotFoundError:
+            pass
+        except (ValueError, TypeError, KeyError):
+            logger.warning("%s is damaged: attempts are counted anew", self.path)
+        return {"steps": 0, "attempts": 0}
 
     def _write(self, steps: int, attempts: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -73,6 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NodeFault as fault:
         logger.error("error: %s", fault)
         return RETRYABLE_FAILURE
+    except OSError:
+        # With Python's own exit code, 1, an operator would never try again.
+        logger.exception("a disk or a network failed before or after training")
+        return RETRYABLE_FAILURE
 
 
 def launch(options: argparse.Namespace, passed_on: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -101,8 +105,11 @@ def run_with_attempt_limit(
     """Run a group, unless that many starts have made no new checkpoint; the exit code."""
 
     def end(code: int) -> None:
-        attempts.end(code)
-        os._exit(code)
+        try:
+            attempts.end(code)
+        finally:
+            # The thread that calls this is the last that can end the launcher.
+            os._exit(code)
 
     number = attempts.begin()
     if number > limit:
@@ -132,7 +139,8 @@ def run_group(
             group.ended(code)
     except KeyboardInterrupt as stop:
         logger.info("%s", stop)
-        return STOPPED
+        # Finished before that, and other nodes are still ending: a restart would train again.
+        return DONE if group.is_done else STOPPED
     return code
 
 

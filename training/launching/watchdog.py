@@ -127,10 +127,10 @@ def _is_there(pid: int) -> bool:
 
 
 class WatchedGroup:
-    """What a group that is watched over says of its own end."""
+    """What a watched group says of its own end; `is_done` where all processes of this node had finished."""
 
     def __init__(self) -> None:
-        self.why = "its launcher failed"
+        self.why, self.is_done = "its launcher failed", False
 
     def ended(self, code: int) -> None:
         """The processes of this node have ended; others need not wait for those that failed."""
@@ -159,7 +159,8 @@ def watched(address: str, patience: Patience, end: Callable[[int], None]) -> Ite
         try:
             yield group
         except KeyboardInterrupt:
-            group.why = ""
+            heartbeats = read_heartbeats(folder)
+            group.why, group.is_done = "", bool(heartbeats) and all(beat.is_done for beat in heartbeats)
             raise
         finally:
             dog.stop()

@@ -1,16 +1,21 @@
 """Laws of the launcher, with real processes: how they meet, how they stop, and their exit code."""
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.training.launching.operator_settings import of_another_node, operator_variables
+from training.launching import launcher
 from training.launching.attempts import AttemptCounter, total_committed_steps
 from training.launching.exit_codes import group_exit_code
-from training.launching.rendezvous import read_rendezvous
+from training.launching.heartbeats import HeartbeatWriter
+from training.launching.rendezvous import Rendezvous, read_rendezvous
+from training.launching.watchdog import Patience
 
 # In place of training: process N ends with the Nth of --codes, or waits for a signal and "saves" without any.
 CHILD = """
@@ -198,6 +203,44 @@ def test_a_lost_checkpoint_is_no_new_one(tmp_path):
     (tmp_path / "step_20").rename(tmp_path / "step_20.damaged")
 
     assert AttemptCounter(tmp_path).begin() == 2
+
+
+@pytest.mark.parametrize("left", ["", "{", "[]", '{"steps": 1}'])
+def test_a_damaged_count_is_begun_anew_and_ends_no_job(tmp_path, left):
+    (tmp_path / "attempts.json").write_text(left)
+
+    assert AttemptCounter(tmp_path).begin() == 1
+
+
+def test_a_disk_that_fails_before_training_can_be_tried_again(monkeypatch):
+    def fail(*_):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(launcher, "launch", fail)
+
+    assert launcher.main(["stage1"]) == 138
+
+
+@pytest.mark.parametrize(("is_done", "code"), [(True, 0), (False, 143)])
+def test_a_signal_after_the_work_is_finished_does_not_have_it_repeated(monkeypatch, is_done, code):
+    def wait_for_other_nodes(*_):
+        writer = HeartbeatWriter.started()
+        if is_done:
+            writer.done()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    # The processes of this node have ended: of them only their heartbeats are left.
+    monkeypatch.setattr(launcher, "_run_elastic", wait_for_other_nodes)
+    monkeypatch.setattr(psutil.Process, "children", lambda _: [])
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        found = launcher.run_group(Rendezvous(num_processes=2), [], Patience(), os._exit)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    assert found == code
 
 
 def test_a_stopped_start_is_not_counted(tmp_path):
