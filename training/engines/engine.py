@@ -130,7 +130,8 @@ class Engine(ABC):
             patience: Seconds after which processes that are still busy are given up.
 
         Raises:
-            UserError: names the processes that failed, on those that did not.
+            UserError: names the processes that failed by a mistake of the user, on those that did not fail.
+            OSError: names those that failed, any of them in another way: a later start may do.
             TimeoutError: names the processes that were still busy.
         """
         pool = ThreadPoolExecutor(max_workers=1)
@@ -138,10 +139,11 @@ class Engine(ABC):
         pool.shutdown(wait=False)
         while True:
             is_busy, is_late = not job.done(), time.monotonic() - began > patience
-            has_failed = not is_busy and job.exception() is not None
-            flags = torch.zeros(self.world_size, 3)
-            flags[self.rank] = torch.tensor([float(is_busy), float(has_failed), float(is_late)])
-            busy, failed, late = self.total(flags).T.tolist()
+            error = None if is_busy else job.exception()
+            is_mistake = isinstance(error, UserError)
+            flags = torch.zeros(self.world_size, 4)
+            flags[self.rank] = torch.tensor([is_busy, error is not None, is_mistake, is_late]).float()
+            busy, failed, mistaken, late = self.total(flags).T.tolist()
             if not any(busy):
                 break
             if any(late):
@@ -149,7 +151,9 @@ class Engine(ABC):
             time.sleep(POLL_SECONDS)
         result = job.result()
         if any(failed):
-            raise UserError(f"processes {_ranks(failed)} failed")
+            # Of all exit codes in a group that of a mistake counts most: it must not hide that a disk failed.
+            kind = UserError if failed == mistaken else OSError
+            raise kind(f"processes {_ranks(failed)} failed")
         return result
 
 
