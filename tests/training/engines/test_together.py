@@ -12,7 +12,7 @@ from training.engines.engine import Engine
 
 
 def ends(*works):
-    """What each of several processes, here threads, raises when they do this together; None for what does not."""
+    """What each of several processes, here threads, raises when they do this together, or None."""
     barrier, shared = threading.Barrier(len(works)), {}
 
     def end(rank):
