@@ -63,7 +63,7 @@ class WorkRecorder:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path, self._clock = path, clock
-        self.record = WorkRecord(**json.loads(path.read_text())) if path.is_file() else WorkRecord()
+        self.record = _read(path)
         self._began = self._written = clock()
         self._used_before = self.record.used_seconds
 
@@ -96,3 +96,14 @@ class WorkRecorder:
         except OSError as error:
             # A figure is not worth a training.
             logger.warning("how far training has come could not be written down: %s", error)
+
+
+def _read(path: Path) -> WorkRecord:
+    """What is written down; an empty record where nothing is, or where it was lost with a machine's power."""
+    try:
+        return WorkRecord(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        pass
+    except (ValueError, TypeError) as error:
+        logger.warning("%s is damaged, what restarts cost is counted anew: %s", path, error)
+    return WorkRecord()

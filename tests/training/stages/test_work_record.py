@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.stages.work_record import WorkRecorder
+from training.stages.work_record import WorkRecord, WorkRecorder
 
 
 class Clock:
@@ -68,3 +68,11 @@ def test_the_run_of_a_training_is_known_before_its_first_checkpoint(tmp_path, cl
     attempt(tmp_path / "work.run.json", clock, 0, 0)
 
     assert WorkRecorder(tmp_path / "work.run.json", clock).record.run == "run"
+
+
+@pytest.mark.parametrize("left", ["", "{", "[]", '{"no_such": 1}'])
+def test_a_damaged_record_costs_a_figure_and_no_training(tmp_path, left):
+    path = tmp_path / "work.json"
+    path.write_text(left)
+
+    assert WorkRecorder(path).record == WorkRecord()
