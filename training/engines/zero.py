@@ -88,13 +88,15 @@ class ZeroEngine(Engine):
             self._squares = dict(zip(self._squares, totals, strict=True))
         return self._norms_by_part(self._squares, norm, self.config["gradient_clipping"])
 
-    def _measure(self, *_: Any) -> None:
+    def _measure(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Add the squares of those flat gradients that the optimizer is about to use, already clipped."""
         if not self._squares:
             return
+        # DeepSpeed steps one flat tensor after another; in host memory, the others keep their gradients.
+        used = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
         weights = self._parts.weights
         for part in self.slices():
-            if (gradient := weights[part.flat].grad) is not None:
+            if id(weights[part.flat]) in used and (gradient := weights[part.flat].grad) is not None:
                 square = gradient[part.start : part.start + part.count].float().square().sum()
                 name = part_of(part.name)
                 self._squares[name] = self._squares[name] + square.to(self.device)
@@ -120,10 +122,13 @@ class ZeroEngine(Engine):
         for part in self.slices():
             kinds_of_flat.setdefault(part.flat, set()).update(kinds(part.name))
         for index, weight in enumerate(self._parts.weights):
-            state = self._states[weight]
-            state.update({kind: torch.zeros_like(weight) for kind in kinds_of_flat.get(index, ())})
-            state["step"] = torch.tensor(float(num_updates), device=weight.device)
-        self._parts.states_begun()
+            # Before the first update there are none: the optimizer makes its own.
+            if found := kinds_of_flat.get(index):
+                state = self._states[weight]
+                state.update({kind: torch.zeros_like(weight) for kind in found})
+                state["step"] = torch.tensor(float(num_updates), device=weight.device)
+        if any(kinds_of_flat.values()):
+            self._parts.states_begun()
 
     def apply_weights(self) -> None:
         self._parts.apply_weights()
