@@ -139,6 +139,25 @@ def test_every_step_is_told_where_mlflow_is_but_not_in_its_arguments(tmp_path, m
     assert len(steps) == 3
 
 
+def test_a_model_that_misses_a_floor_answers_as_the_challenger(tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr("training.commands.demo.DVC", (sys.executable, "-c", ""))
+    program = "import sys; sys.exit(1 if sys.argv[1] == 'promote' else 5)"
+    monkeypatch.setattr("training.commands.demo.VARGPT", (sys.executable, "-c", program))
+    run = subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **options: steps.append(command) or run(command, **options)
+    )
+    demo = Demo(tmp_path / "out", "Draw a red seven.", "http://mlflow:5000")
+
+    with pytest.raises(ValueError, match="stopped at package, which ended with exit code 5"):
+        demo.run()
+
+    assert steps[-1][-2:] == ("--model-uri", "models:/vargpt@challenger")
+    demo.reply = {"text": "Here.", "images": []}
+    assert "the challenger, since a gate is closed" in demo.closing_words()[1]
+
+
 def test_the_table_marks_every_figure_that_misses_its_target_and_no_other(metrics):
     assert "*" not in table(metrics, FLOORS)
 
