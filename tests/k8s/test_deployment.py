@@ -58,7 +58,7 @@ def registry(mlflow_db, client):
 
 
 @pytest.fixture
-def deploy(registry, client, cluster):
+def deploy(registry, client, cluster, tmp_path):
     """Makes a version champion and runs `vargpt deploy`: exit code and what it said."""
 
     def call(champion: str | None, *arguments: str) -> tuple[int, str]:
@@ -69,9 +69,13 @@ def deploy(registry, client, cluster):
             "KUBECONFIG": cluster.kubeconfig,
             "VARGPT_NAMESPACE": NAMESPACE,
             "MLFLOW_TRACKING_URI": registry,
+            "PYTHONPATH": str(ROOT),
         }
         command = [sys.executable, "-m", "training.commands", "deploy", "--by", "tests", *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        # Decisions are written down where the command runs.
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
         return done.returncode, done.stdout + done.stderr
 
     return call
