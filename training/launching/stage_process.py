@@ -38,7 +38,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("stage", help="backbones, stage1, stage2, stage3 or joint")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameters")
-    parser.add_argument("--size", help="tiny or smoke; default: what the parameters say")
+    parser.add_argument("--size", help="tiny, smoke or 7b; default: what the parameters say")
     parser.add_argument("--prepared", type=Path, default=Path("prepared"), help="folder of prepared data")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of results")
     parser.add_argument("--data-pointer", type=Path, help="default: data.dvc beside the parameters")

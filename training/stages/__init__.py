@@ -10,6 +10,7 @@ Files:
     throughput.py     speed, FLOP/s, MFU
     trainer.py        the training loop: micro-batches, gradient accumulation, checkpoints, stop
     checkpointing.py  every process saves its part of a step, while training goes on
+    work_record.py    what restarts cost: steps and seconds that were lost
     trained_model.py  the published model, from the model at the start and the last checkpoint
     run.py            one run: data, loop, tracking, publishing
 
