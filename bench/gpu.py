@@ -3,15 +3,18 @@ cuda`.
 
 Random weights, made on the device. `--only train`: the Trainer's step of every stage, with and without
 compiled blocks (`gpu_training.py`). `--only generate`: drawing, text, and the error of bfloat16 against
-float32 part by part. Each keeps within `--minutes`, and what was measured is in the file after every figure.
-Needs torch, transformers, accelerate, pydantic, pillow and this tree.
+float32 part by part. Each begins nothing after `--minutes`. Every figure is printed, and put in the file, as
+soon as it is there. Needs torch, transformers, accelerate, pydantic, pillow and this tree; peft, too, for
+stage 2 where memory is short.
 """
 
 import argparse
 import copy
 import json
+import os
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,21 +108,24 @@ def _parts(model: VargptForConditionalGeneration) -> dict[str, tuple[nn.Module, 
 
 def _bfloat16_error(part: nn.Module, call: Callable[[nn.Module, torch.dtype], Tensor]) -> float:
     """Of one part at a time, since a float32 copy of the whole model would not fit beside it."""
+    own = next(part.parameters()).dtype
     rounded = call(part.to(torch.bfloat16), torch.bfloat16).float()
     exact = call(copy.deepcopy(part).float(), torch.float32)
+    part.to(own)
     return float((rounded - exact).norm() / exact.norm())
 
 
 def measure_generation(options: argparse.Namespace, measured: dict[str, Any]) -> Iterator[None]:
     """Add figures of generation, one at a time."""
+    is_over = _deadline(options.minutes)
     model = random_model(options.preset, options.device, torch.bfloat16)
     measured["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    is_over = _deadline(options.minutes)
-    measured["bfloat16_error"] = bfloat16_errors(model)
     yield
     for name, figures in generation_speed(model, options.repeats, options.device, is_over):
         measured[name] = figures
         yield
+    measured["bfloat16_error"] = bfloat16_errors(model)
+    yield
     if options.device.startswith("cuda"):
         measured["peak_gib"] = torch.cuda.max_memory_allocated(options.device) / GIBIBYTE
         yield
@@ -128,11 +134,9 @@ def measure_generation(options: argparse.Namespace, measured: dict[str, Any]) ->
 def measure_training(options: argparse.Namespace, measured: dict[str, Any]) -> Iterator[None]:
     """Add figures of training, one stage and row length at a time."""
     is_over = _deadline(options.minutes)
-    for compiles in (False, True):
-        steps = training_speed(options.preset, options.device, options.repeats, is_over, compiles)
-        for name, figures in steps:
-            measured[name] = figures
-            yield
+    for name, figures in training_speed(options.preset, options.device, options.repeats, is_over):
+        measured[name] = figures
+        yield
 
 
 def _deadline(minutes: float) -> Callable[[], bool]:
@@ -146,10 +150,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measured: dict[str, Any] = {"preset": options.preset, "machine": machine(options.device)}
     halves = {"train": measure_training, "generate": measure_generation}
     for half in [options.only] if options.only else halves:
+        known = set(measured)
         for _ in halves[half](options, measured):
-            if options.out is not None:
-                options.out.write_text(json.dumps(measured, indent=1) + "\n")
+            _keep({name: measured[name] for name in measured if name not in known}, measured, options.out)
+            known |= set(measured)
     report(measured, options.out)
+
+
+def _keep(new: Mapping[str, Any], measured: Mapping[str, Any], out: Path | None) -> None:
+    """Print new figures at once, and replace the file: whoever ends this program finds both whole."""
+    for name, figures in new.items():
+        sys.stdout.write(f"{name} {json.dumps(figures)}\n")
+    sys.stdout.flush()
+    if out is not None:
+        beside = out.with_name(f"{out.name}.tmp")
+        beside.write_text(json.dumps(measured, indent=1) + "\n")
+        os.replace(beside, out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ recipe says.
 import gc
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +39,56 @@ WARM_UP = 2
 # Below, stage 2 learns adapters: the whole language model with its states takes more.
 FULL_STAGE2_BYTES = 120e9
 LORA_RANK = 64
+# What another machine may lack (peft, a C compiler for torch.compile) or have in another version.
+FAULTS = (ImportError, RuntimeError, TypeError, AttributeError, ValueError, LookupError)
+FAULT_LENGTH = 500
 
 
 def training_speed(
-    name: str, device: str, repeats: int, is_over: Callable[[], bool], compiles: bool
+    name: str, device: str, repeats: int, is_over: Callable[[], bool]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(stage and row length, figures), as long as rows fit and there is time."""
-    for stage in STAGES:
-        for row_tokens in ROW_TOKENS[name]:
+    """(stage, row length, whether blocks are compiled; figures), as long as rows fit and there is time.
+
+    All stages take turns, shortest rows first, so that each has a figure when time runs out.
+    """
+    over: set[tuple[str, bool]] = set()
+    for compiles, row_tokens in _in_turn(ROW_TOKENS[name]):
+        for stage in STAGES:
+            if (stage, compiles) in over:
+                continue
             if is_over():
                 return
-            variant = f"{stage}_{row_tokens}{'_compiled' if compiles else ''}"
-            try:
-                yield variant, _measured(name, stage, device, row_tokens, repeats, compiles)
-            except torch.OutOfMemoryError:
-                yield variant, {"out_of_memory": True}
-                break
-            finally:
-                gc.collect()
-                if device.startswith("cuda"):
-                    torch.cuda.empty_cache()
+            figures = _attempted(name, stage, device, row_tokens, repeats, compiles)
+            # What it held is free only here, after its exception.
+            gc.collect()
+            if compiles:
+                # Else the shapes of one measurement make those of the next dynamic.
+                torch.compiler.reset()
+            if device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            if "step_ms" not in figures:
+                over.add((stage, compiles))
+            yield f"{stage}_{row_tokens}{'_compiled' if compiles else ''}", figures
+
+
+def _in_turn(lengths: Sequence[int]) -> list[tuple[bool, int]]:
+    """Whether blocks are compiled, and the row length: compiled ones after the next longer without."""
+    order = [
+        (place + 1.5 * compiles, compiles) for place in range(len(lengths)) for compiles in (False, True)
+    ]
+    return [(compiles, lengths[int(place - 1.5 * compiles)]) for place, compiles in sorted(order)]
+
+
+def _attempted(
+    name: str, stage: str, device: str, row_tokens: int, repeats: int, compiles: bool
+) -> dict[str, Any]:
+    """Figures, or why there are none: a machine that is lent for minutes must not end at the first fault."""
+    try:
+        return _measured(name, stage, device, row_tokens, repeats, compiles)
+    except torch.OutOfMemoryError:
+        return {"out_of_memory": True}
+    except FAULTS as error:
+        return {"failed": f"{type(error).__name__}: {error}"[:FAULT_LENGTH]}
 
 
 def _measured(

@@ -28,6 +28,8 @@ def random_model(name: str, device: str, dtype: torch.dtype) -> VargptForConditi
             model.visual_decoder.initialize()
     finally:
         torch.set_default_dtype(default)
+    # As it is loaded, whatever the type of the rest.
+    model.image_tokenizer.float()
     return model.eval()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu, latency
+from bench import gpu, gpu_training, latency
 from bench.requests import random_model, text_requests, without_end_token
 from bench.timing import milliseconds
 from model.generation.generate import generate
@@ -78,6 +78,48 @@ def test_an_option_that_cannot_be_met_is_named(bench, options, said, capsys):
 
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_every_stage_is_measured_before_longer_rows_and_a_fault_costs_one_figure(monkeypatch):
+    def measured(name, stage, device, row_tokens, repeats, compiles):
+        if stage == "stage2":
+            raise ModuleNotFoundError("No module named 'peft'")
+        if row_tokens > 4096:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"step_ms": 1.0}
+
+    monkeypatch.setattr(gpu_training, "_measured", measured)
+
+    figures = dict(gpu_training.training_speed("7b", "cpu", 1, lambda: False))
+
+    assert list(figures)[:3] == ["stage1_4096", "stage2_4096", "stage3_4096"]
+    assert figures["stage2_4096"] == {"failed": "ModuleNotFoundError: No module named 'peft'"}
+    assert figures["stage3_8192"] == {"out_of_memory": True}
+    assert figures["stage3_4096_compiled"] == {"step_ms": 1.0}
+    assert not any("16384" in name for name in figures)
+
+
+def test_a_benchmark_that_is_cut_off_has_printed_and_kept_what_it_had(monkeypatch, tmp_path, capsys):
+    def cut_off(*_):
+        yield "stage1_4096", {"step_ms": 1.0}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "training_speed", cut_off)
+
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(["--device", "cpu", "--only", "train", "--out", str(tmp_path / "figures.json")])
+
+    assert 'stage1_4096 {"step_ms": 1.0}' in capsys.readouterr().out
+    assert json.loads((tmp_path / "figures.json").read_text())["stage1_4096"] == {"step_ms": 1.0}
+
+
+def test_the_image_tokenizer_of_a_benchmark_is_in_float32_as_it_is_loaded():
+    model = random_model("tiny", "cpu", torch.bfloat16)
+
+    gpu.bfloat16_errors(model)
+
+    assert {part.dtype for part in model.image_tokenizer.parameters()} == {torch.float32}
+    assert model.dtype == torch.bfloat16
 
 
 def test_the_benchmark_of_a_gpu_needs_no_service_no_tracking_and_no_pipeline():
