@@ -17,7 +17,7 @@ Door:
     shared_model: SHARED, final_model, share, share_by_name
     evaluation_subject: SUBJECT, EvaluationSubject
     gates: numbers, reaches
-    versions: CHAMPION, WEIGHTS_TAG, open_registry, register, replace_figures
+    versions: CHALLENGER, CHAMPION, WEIGHTS_TAG, open_registry, register, replace_figures
     promotion: promote, roll_back
     fetch: model_folder
 May import: tracking

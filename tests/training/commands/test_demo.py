@@ -1,5 +1,6 @@
 """Laws of the demo's accounts: whose memory counts, and which run's time stands beside a model's figures."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -142,7 +143,8 @@ def test_every_step_is_told_where_mlflow_is_but_not_in_its_arguments(tmp_path, m
 def test_a_model_that_misses_a_floor_answers_as_the_challenger(tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr("training.commands.demo.DVC", (sys.executable, "-c", ""))
-    program = "import sys; sys.exit(1 if sys.argv[1] == 'promote' else 5)"
+    said = json.dumps({"is_champion": False, "report": "a gate is closed"})
+    program = f"import sys; sys.argv[1] == 'promote' or sys.exit(5); print({said!r}); sys.exit(1)"
     monkeypatch.setattr("training.commands.demo.VARGPT", (sys.executable, "-c", program))
     run = subprocess.run
     monkeypatch.setattr(
@@ -156,6 +158,14 @@ def test_a_model_that_misses_a_floor_answers_as_the_challenger(tmp_path, monkeyp
     assert steps[-1][-2:] == ("--model-uri", "models:/vargpt@challenger")
     demo.reply = {"text": "Here.", "images": []}
     assert "the challenger, since a gate is closed" in demo.closing_words()[1]
+
+
+def test_a_fault_of_promote_is_not_taken_for_a_closed_gate(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.commands.demo.DVC", (sys.executable, "-c", ""))
+    monkeypatch.setattr("training.commands.demo.VARGPT", (sys.executable, "-c", "raise KeyError"))
+
+    with pytest.raises(ValueError, match="stopped at promote, which ended with exit code 1"):
+        Demo(tmp_path / "out", "Draw a red seven.", "http://mlflow:5000").run()
 
 
 def test_the_table_marks_every_figure_that_misses_its_target_and_no_other(metrics):
