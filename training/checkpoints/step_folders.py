@@ -19,8 +19,10 @@ logger = logging.getLogger(__name__)
 
 # `.old` is a step that is being written a second time; it counts until the new one is in place.
 COMMITTED = re.compile(r"step_(\d+)(\.old)?")
-DAMAGED = re.compile(r"step_(\d+)(\.old|\.tmp)?\.damaged(-\d+)?")
+DAMAGED = re.compile(r"step_(\d+)(\.old)?\.damaged(-\d+)?")
 UNFINISHED = re.compile(r"step_(\d+)\.tmp")
+# Unfinished ones of processes that are gone, to be deleted.
+ABANDONED = re.compile(r"step_(\d+)\.tmp\.abandoned(-\d+)?")
 # Room for the JSON files and the directory itself, on top of the tensors.
 SPARE_BYTES = 1 << 20
 
@@ -81,10 +83,21 @@ def committed_steps(folder: Path) -> list[Path]:
     return _matching(folder, COMMITTED)[::-1]
 
 
-def mark_unfinished(folder: Path) -> None:
-    """Rename what an earlier process left when it was killed while saving; only for who owns the folder."""
+def abandon_unfinished(folder: Path) -> list[Path]:
+    """Rename what an earlier process left when it was killed while saving; all that can be deleted by now.
+
+    Only for who owns the folder. Deleting what is as large as a checkpoint takes time; names are free now.
+    """
     for path in _matching(folder, UNFINISHED):
-        mark_damaged(path, "it was never finished")
+        target = _renamed(path, "abandoned")
+        logger.warning("the checkpoint %s was never finished: it is deleted, as %s", path, target.name)
+    return _matching(folder, ABANDONED)
+
+
+def unfinished_bytes(folder: Path) -> int:
+    """Size of all unfinished and abandoned steps below a folder, whose room a new start gets back."""
+    files = folder.glob("**/step_*.tmp*/*")
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def verify_step(path: Path, only: frozenset[str] | None = None) -> None:
@@ -103,18 +116,13 @@ def verify_step(path: Path, only: frozenset[str] | None = None) -> None:
 
 def mark_damaged(path: Path, reason: str) -> None:
     """Rename a step so that nothing resumes from it, and say why."""
-    target, number = path.with_name(f"{path.name}.damaged"), 1
-    while target.exists():
-        number += 1
-        target = path.with_name(f"{path.name}.damaged-{number}")
-    os.replace(path, target)
+    target = _renamed(path, "damaged")
     logger.warning("checkpoint %s is damaged and was renamed %s: %s", path, target.name, reason)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Delete what an earlier process left when it was killed while saving."""
-    for path in _matching(folder, UNFINISHED):
-        logger.warning("removing the unfinished checkpoint %s", path)
+    for path in abandon_unfinished(folder):
         shutil.rmtree(path)
 
 
@@ -131,6 +139,16 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _renamed(path: Path, suffix: str) -> Path:
+    """Where a step now is, under a name with a suffix that no other one has."""
+    target, number = path.with_name(f"{path.name}.{suffix}"), 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.{suffix}-{number}")
+    os.replace(path, target)
+    return target
 
 
 def _prune(folder: Path, just_saved: int, keep: int) -> None:

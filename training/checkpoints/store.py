@@ -19,7 +19,6 @@ from training.checkpoints.step_folders import (
     committed_steps,
     flush,
     mark_damaged,
-    mark_unfinished,
     remove_unfinished,
     step_of,
     step_path,
@@ -83,9 +82,9 @@ def load_latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] |
 def newest_step(folder: Path) -> int | None:
     """The newest step whose files all match their hashes, or None.
 
-    Steps that are damaged or unfinished are renamed `*.damaged` on the way.
+    Steps that are damaged are renamed `*.damaged` on the way, unfinished ones are deleted.
     """
-    mark_unfinished(folder)
+    remove_unfinished(folder)
     for path in committed_steps(folder):
         try:
             verify_step(path)

@@ -15,5 +15,5 @@ Files:
 Door:
     exit_codes: DONE, PERMANENT_FAILURE, RETRYABLE_FAILURE, STOPPED
     preflight: EXPECTED_CODE, EXPECTED_GPUS
-May import: stages, backbones, registry, tracking
+May import: stages, backbones, registry, tracking, checkpoints
 """

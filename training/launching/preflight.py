@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from model.errors import UserError
+from training.checkpoints import step_folders
 from training.launching.attempts import newest_checkpoint_bytes
 from training.registry.code_hash import room_hashes
 from training.registry.lineage import CODE, config_sha256
@@ -150,9 +151,10 @@ def available_memory(cgroup: Path) -> int:
 
 
 def check_disk(node: Node) -> None:
-    """A checkpoint as large as the last one has room."""
+    """A checkpoint as large as the last one has room, once what was not finished before is deleted."""
     place = next(path for path in (node.outputs, *node.outputs.parents) if path.is_dir())
-    free, needed = shutil.disk_usage(place).free, newest_checkpoint_bytes(node.outputs) + DISK_BYTES
+    free = shutil.disk_usage(place).free + step_folders.unfinished_bytes(node.outputs)
+    needed = newest_checkpoint_bytes(node.outputs) + DISK_BYTES
     if free < needed:
         raise UserError(
             f"the volume of {node.outputs} has {free // MEBIBYTE} MiB free, a checkpoint needs "

@@ -110,7 +110,9 @@ class StageCheckpoints:
         Processes share the reading. Steps that are damaged are renamed by rank zero.
         """
         if self.engine.is_main:
-            step_folders.mark_unfinished(self.folder)
+            # Before anything is written there, but not before training goes on.
+            for path in step_folders.abandon_unfinished(self.folder):
+                self._pool.submit(shutil.rmtree, path, ignore_errors=True)
         while True:
             paths = step_folders.committed_steps(self.folder)[:1] if self.engine.is_main else []
             name = self.engine.broadcast(paths[0].name if paths else None)

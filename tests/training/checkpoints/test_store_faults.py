@@ -15,6 +15,7 @@ import torch
 
 from tests.training.checkpoints.parts import assert_is_step, flip_a_bit, names, save_steps
 from training.checkpoints import store
+from training.checkpoints.step_folders import abandon_unfinished, unfinished_bytes
 from training.checkpoints.store import SaveError, load_latest, newest_step, save_step
 
 ROOT = Path(__file__).parents[3]
@@ -80,7 +81,7 @@ def test_damaged_steps_are_removed_once_newer_ones_have_taken_over(tmp_path):
     assert names(tmp_path) == ["step_3", "step_4"]
 
 
-def test_a_half_written_step_is_renamed_and_logged(tmp_path, caplog):
+def test_a_half_written_step_is_deleted_and_logged(tmp_path, caplog):
     save_steps(tmp_path, 1)
     (tmp_path / "step_2.tmp").mkdir()
     (tmp_path / "step_2.tmp" / "tensors.safetensors").write_bytes(b"half")
@@ -88,7 +89,19 @@ def test_a_half_written_step_is_renamed_and_logged(tmp_path, caplog):
     assert_is_step(load_latest(tmp_path), 1)
 
     assert "step_2.tmp" in caplog.text
-    assert names(tmp_path) == ["step_1", "step_2.tmp.damaged"]
+    assert names(tmp_path) == ["step_1"]
+
+
+def test_half_written_steps_of_several_kills_are_told_apart_and_their_room_counts_as_free(tmp_path):
+    save_steps(tmp_path, 1)
+    for _ in range(2):
+        (tmp_path / "step_2.tmp").mkdir()
+        (tmp_path / "step_2.tmp" / "part.safetensors").write_bytes(b"half")
+        found = abandon_unfinished(tmp_path)
+
+    assert {path.name for path in found} == {"step_2.tmp.abandoned", "step_2.tmp.abandoned-2"}
+    assert unfinished_bytes(tmp_path) == 8
+    assert newest_step(tmp_path) == 1
 
 
 WRITER = """

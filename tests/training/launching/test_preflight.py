@@ -93,6 +93,11 @@ def test_a_disk_without_room_for_another_checkpoint_is_named_with_both_figures(n
 
     with pytest.raises(UserError, match="stage1 has 90 MiB free, a checkpoint needs 94"):
         preflight.check_disk(one)
+    # What a killed process left is deleted by the one that goes on.
+    unfinished = one.outputs / "work" / "step_6.tmp"
+    unfinished.mkdir()
+    (unfinished / "weights").write_bytes(bytes(10 * MEBIBYTE))
+    preflight.check_disk(one)
 
 
 def test_the_limit_of_a_container_counts_not_the_memory_of_the_machine(tmp_path):
