@@ -163,6 +163,8 @@ def watched(address: str, patience: Patience, end: Callable[[int], None]) -> Ite
             group.why, group.is_done = "", bool(heartbeats) and all(beat.is_done for beat in heartbeats)
             raise
         finally:
+            # A stage that this process runs itself afterwards must not look for a folder that is gone.
+            del os.environ[HEARTBEATS]
             dog.stop()
             if exchange:
                 exchange.leave(group.why)

@@ -1,5 +1,6 @@
 """Laws of the watchdog, with real launchers: whatever is silent is named, and nothing hangs."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -8,6 +9,8 @@ import psutil
 import pytest
 
 from tests.training.launching.operator_settings import of_another_node, operator_variables
+from training.launching.heartbeats import HeartbeatWriter
+from training.launching.watchdog import Patience, watched
 
 SILENCE = ("--silence-seconds", "6")
 # Processes that add up without end, as training does, and wait for each other for ten minutes.
@@ -147,3 +150,10 @@ def test_a_node_that_is_done_does_not_alarm_one_that_still_saves(start, saving):
     ends = [node.communicate(timeout=300)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0]
     assert "launch: error" not in "".join(ends)
+
+
+def test_a_process_that_watched_others_can_run_a_stage_itself_afterwards():
+    with watched("", Patience(), end=os._exit):
+        assert HeartbeatWriter.started() is not None
+
+    assert HeartbeatWriter.started() is None
