@@ -43,7 +43,7 @@ cluster-demo: env  ## the same on a cluster: images, platform, pipeline as jobs,
 
 joint: env  ## train the optional stage that learns decoder, projectors and language model together
 	$(BIN)/python -m training.launching joint
-	$(BIN)/vargpt evaluate --model outputs/joint/model --metrics metrics/joint.json --plots plots/joint
+	$(BIN)/vargpt evaluate --model outputs/joint/model --metrics metrics/joint.json --plots outputs/joint/plots
 
 # One process for each core, each with whole test files: fixtures of a module (servers, trained models) are made once.
 PARALLEL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile

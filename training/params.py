@@ -175,10 +175,12 @@ class StageParams(ScheduleParams):
 class PromoteParams(Section):
     """Conditions for promotion to champion, by metric as in metrics/evaluate.json."""
 
-    margins: dict[str, dict[str, float] | float] = Field(
-        description="how much worse than the best champion so far it may be"
+    margins: dict[str, dict[str, float] | float | None] = Field(
+        description="how much worse than the best champion so far it may be; null: not asked for"
     )
-    floors: dict[str, dict[str, float] | float] = Field(description="least value, whatever the champion has")
+    floors: dict[str, dict[str, float] | float | None] = Field(
+        description="least value, whatever the champion has; null: none"
+    )
 
 
 class ClusterParams(Section):

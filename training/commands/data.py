@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from training.commands.options import AsJson, DataDir, ParamsFile, Size, print_result
+from training.commands.options import OF_DIGITS, AsJson, DataDir, Outputs, ParamsFile, Size, print_result
 
 if TYPE_CHECKING:
     from model.processing import VargptProcessor
     from training.params import DatasetParams, Params
 
-Outputs = Annotated[Path, typer.Option(help="Folder of models, indices and codes.")]
-# The sizes that learn from the embedded digits.
-OF_DIGITS = ("tiny", "smoke")
 INDEX_SUMMARY = "index.json"
 
 

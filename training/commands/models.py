@@ -1,15 +1,17 @@
 """Commands about a model's files: evaluate, share, import-weights."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from model.errors import UserError
 from training.commands.options import (
     LOCAL_MLFLOW,
+    OF_DIGITS,
     AsJson,
     DataDir,
+    Outputs,
     ParamsFile,
     Prepared,
     Size,
@@ -19,9 +21,9 @@ from training.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from training.evaluation.evaluate import EvaluateParams
+    from training.params import Params
 
-# At most so many questions and drawings; smoke shows that all works, not how well.
+# At most so many questions and drawings of digits; smoke shows that all works, not how well.
 EXTENT = {"tiny": (100_000, 100_000), "smoke": (220, 60)}
 
 
@@ -38,6 +40,7 @@ def evaluate(
     size: Size = None,
     prepared: Prepared = Path("prepared"),
     data: DataDir = Path("data"),
+    outputs: Outputs = Path("outputs"),
     metrics: Annotated[Path, typer.Option(help="Where figures go.")] = Path("metrics/evaluate.json"),
     plots: Annotated[Path, typer.Option(help="Where plots go.")] = Path("plots"),
     batch: Annotated[int, typer.Option(min=1, help="Requests answered together.")] = 64,
@@ -45,11 +48,10 @@ def evaluate(
     tracking_uri: Tracking = LOCAL_MLFLOW,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model on held-out scans: questions, drawings, image tokenizer."""
+    """Measure a model: digits by questions and drawings that are judged, other data by held-out losses."""
     from transformers.utils.logging import disable_progress_bar
 
     from training.commands.metrics_table import table
-    from training.evaluation.evaluate import evaluate
     from training.evaluation.tracked_run import track_evaluation
     from training.params import load_params
     from training.registry.fetch import model_folder
@@ -57,33 +59,64 @@ def evaluate(
 
     disable_progress_bar()
     chosen = load_params(params, size)
-    floors, extent = chosen.promote.floors, _extent(chosen.size, batch)
     model = model or str(final_model())
     with model_folder(model, tracking_uri) as folder:
-        found = evaluate(
-            folder,
-            prepared,
-            data,
-            extent,
-            split,
-            metrics_file=metrics,
-            plots_dir=plots,
-            floors=floors,
-            progress=lambda line: typer.echo(line, err=True),
-        )
+        if chosen.size in OF_DIGITS:
+            found = _evaluate_digits(folder, chosen, prepared, data, split, batch, metrics, plots)
+        else:
+            found = _evaluate_held_out(folder, chosen, prepared, outputs, split, batch, metrics, plots)
         track_evaluation(model, folder, found, plots, tracking_uri, spool)
-    print_result(found, table(found, floors), as_json)
+    print_result(found, table(found, chosen.promote.floors), as_json)
 
 
-def _extent(size: str, batch: int) -> "EvaluateParams":
-    from training.evaluation.evaluate import EvaluateParams
+def _evaluate_digits(
+    model: Path,
+    params: "Params",
+    prepared: Path,
+    data: Path,
+    split: str,
+    batch: int,
+    metrics: Path,
+    plots: Path,
+) -> dict[str, Any]:
+    from training.evaluation.evaluate import EvaluateParams, evaluate
 
-    if size not in EXTENT:
-        raise UserError(
-            f"there are no questions and drawing requests for size {size}: measure the model with "
-            "benchmarks of your own, then vargpt promote --metrics FILE"
-        )
-    return EvaluateParams(batch, *EXTENT[size])
+    return evaluate(
+        model,
+        prepared,
+        data,
+        EvaluateParams(batch, *EXTENT[params.size]),
+        split,
+        metrics_file=metrics,
+        plots_dir=plots,
+        floors=params.promote.floors,
+        progress=_tell,
+    )
+
+
+def _evaluate_held_out(
+    model: Path,
+    params: "Params",
+    prepared: Path,
+    outputs: Path,
+    split: str,
+    batch: int,
+    metrics: Path,
+    plots: Path,
+) -> dict[str, Any]:
+    from training.data.prepared_data import DataFolders
+    from training.evaluation.held_out import evaluate_held_out
+
+    if split != "test":
+        raise UserError(f"size {params.size} has one held-out split, test, got --split {split}")
+    folders = DataFolders(prepared.parent, outputs / "index")
+    return evaluate_held_out(
+        model, params, folders, batch, metrics_file=metrics, plots_dir=plots, progress=_tell
+    )
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def share(as_json: AsJson = False) -> None:

@@ -10,6 +10,7 @@ from training.commands.options import (
     CHECK_FAILED,
     LOCAL_MLFLOW,
     AsJson,
+    Outputs,
     PointerFile,
     Prepared,
     Tracking,
@@ -17,7 +18,6 @@ from training.commands.options import (
 )
 
 RunId = Annotated[str, typer.Argument(help="the run's id in MLflow")]
-Outputs = Annotated[Path, typer.Option(help="Folder of results.")]
 
 
 def rerun(

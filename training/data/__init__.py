@@ -40,6 +40,8 @@ Door:
     code_cache: open_codes
     code_encoding: encode_pictures
     samples: Sample
+    mixture: Mixture
+    sample_facts: is_single_drawing
     batch_loader: BatchLoader
     content_hashes: files_sha256, samples_sha256
     bad_records: BadRecordLog

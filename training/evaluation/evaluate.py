@@ -22,7 +22,7 @@ from training.digits.scenes import Scene
 from training.evaluation.frechet import distance_to_real
 from training.evaluation.judge import Judge, agreement, train_judge
 from training.evaluation.metrics import Drawing, summary
-from training.evaluation.plots import save_confusion, save_drawings, save_reconstructions, save_targets
+from training.evaluation.plots import save_confusion, save_drawings, save_pairs, save_targets
 from training.evaluation.real_pictures import RealPictures
 from training.evaluation.reconstruction import Reconstructions, reconstruct
 from training.evaluation.replies import NOTHING_DRAWN, ModelReply, as_answer, as_drawings, reply_to
@@ -127,7 +127,7 @@ def save_plots(result: EvaluationResult, floors: Mapping[str, Any], folder: Path
     save_drawings(result.drawings, result.pictures, paths[0])
     save_confusion(result.drawings, paths[1])
     save_targets(result.metrics, floors, paths[2])
-    save_reconstructions(result.real, result.reconstructed, paths[3])
+    save_pairs(result.real, result.reconstructed, ("real", "decoded"), paths[3])
     return paths
 
 

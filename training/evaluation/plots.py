@@ -163,17 +163,17 @@ def _interval(metrics: Mapping[str, Any], name: str) -> Sequence[float] | None:
     return found
 
 
-def save_reconstructions(
-    real: Sequence[Image.Image], reconstructed: Sequence[Image.Image], path: Path
+def save_pairs(
+    above: Sequence[Image.Image], below: Sequence[Image.Image], labels: tuple[str, str], path: Path
 ) -> None:
-    """Real pictures above what the image tokenizer makes of them."""
-    places = np.linspace(0, len(real) - 1, min(NUM_PAIRS_SHOWN, len(real)), dtype=int)
-    rows = [[_enlarged(images[place], CELL) for place in places] for images in (real, reconstructed)]
+    """Two rows of pictures that belong together, as real ones and what the image tokenizer makes of them."""
+    places = np.linspace(0, len(above) - 1, min(NUM_PAIRS_SHOWN, len(above)), dtype=int)
+    rows = [[_enlarged(images[place], CELL) for place in places] for images in (above, below)]
     sheet = _sheet(rows)
     figure, axes = _figure(sheet.width / 80, sheet.height / 80)
     axes.imshow(sheet)
     axes.set_xticks([])
-    axes.set_yticks([GAP + CELL / 2, 2 * GAP + 1.5 * CELL], ["real", "decoded"])
+    axes.set_yticks([GAP + CELL / 2, 2 * GAP + 1.5 * CELL], labels)
     _bare(axes)
     figure.savefig(path, dpi=100)
 

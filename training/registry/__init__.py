@@ -15,8 +15,8 @@ Door:
     lineage: CODE, TAG_PREFIX, config_sha256, hashes_of_sources, imported_lineage, read_lineage, write_lineage
     trace: ChainLink, HashCheck, trace_lineage
     shared_model: SHARED, final_model, share, share_by_name
-    evaluation_subject: SUBJECT, EvaluationSubject
-    gates: numbers, reaches
+    evaluation_subject: DECIDING_SPLIT, SUBJECT, EvaluationSubject
+    gates: LOWER_IS_BETTER, numbers, reaches
     versions: CHALLENGER, CHAMPION, WEIGHTS_TAG, open_registry, register, replace_figures
     promotion: promote, roll_back
     fetch: model_folder

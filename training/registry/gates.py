@@ -7,9 +7,9 @@ from typing import Any
 
 from model.errors import UserError
 
-UNDERSTANDING = frozenset({"vqa", "pope"})
-DRAWING = frozenset({"draw", "draw_and_describe", "tokenizer"})
-LOWER_IS_BETTER = frozenset({"draw.frechet_ratio"})
+UNDERSTANDING = frozenset({"vqa", "pope", "text"})
+DRAWING = frozenset({"draw", "draw_and_describe", "tokenizer", "image"})
+LOWER_IS_BETTER = frozenset({"draw.frechet_ratio", "text.loss", "image.loss"})
 # Sums of decimals such as 0.98 - 0.01 must not fail by a rounding error.
 ROUNDING = 1e-9
 

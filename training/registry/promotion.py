@@ -160,7 +160,7 @@ def _judge(
     address = f"models:/{candidate.name}@{CHAMPION}"
     return decision, (
         f"version {champions[-1].version}, the champion, was measured on another test set; to compare them: "
-        f"vargpt evaluate --model {address} --metrics metrics/champion.json --plots plots/champion, "
+        f"vargpt evaluate --model {address} --metrics metrics/champion.json --plots outputs/champion/plots, "
         "then vargpt promote --champion-metrics metrics/champion.json"
     )
 
