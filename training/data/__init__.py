@@ -8,6 +8,7 @@ whatever its size; `vargpt data encode` computes the codes of pictures that are 
 Files:
     readers.py               chooses the reader for a path; a new layout is one more reader, added here
     pieces.py                what readers share: a dataset is cut into pieces, which are read one by one
+    json_parsing.py          JSON of users' files, refused with one sentence
     json_spans.py            where each record lies in a JSON or JSONL file
     json_reader.py           LLaVA and ShareGPT conversations, JSON or JSONL
     parquet_reader.py        conversations with embedded images, as in LLaVA-OneVision

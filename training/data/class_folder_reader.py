@@ -1,6 +1,5 @@
 """Reader of images in one folder per class, as in ImageNet; an image becomes a request to draw its class."""
 
-import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from model.errors import UserError
 from training.data.class_prompts import REPLIES, REQUESTS, article
+from training.data.json_parsing import parse_json
 from training.data.pieces import RECORDS_PER_PIECE, Piece
 from training.data.record_parsing import UnparsedRecord
 from training.data.samples import ImageRef, Message, Sample, is_image
@@ -63,9 +63,9 @@ def _class_names(folder: Path) -> dict[str, str]:
     if not listed.is_file():
         return {name: name.replace("_", " ") for name in folders}
     try:
-        names = json.loads(listed.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{listed} is not JSON: {error}") from None
+        names = parse_json(listed.read_bytes())
+    except UserError as error:
+        raise UserError(f"{listed} is {error}") from None
     if not isinstance(names, dict):
         raise UserError(f"{listed} must hold an object, got {type(names).__name__}")
     if unnamed := sorted(name for name in folders if not isinstance(names.get(name), str)):

@@ -4,7 +4,6 @@ LLaVA: `id`, `image` (a path, a list of paths, or absent), `conversations` of `f
 `messages` of `role` and `content`, `images` in the order of their placeholders.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
+from training.data.json_parsing import parse_json
 from training.data.json_spans import Span, line_spans, list_spans
 from training.data.pieces import RECORDS_PER_PIECE, Piece
 from training.data.record_parsing import UnparsedRecord, sample_from_record
@@ -59,14 +59,14 @@ class JsonReader:
 
 def _json_or_error(text: bytes) -> Any:
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return parse_json(text)
+    except UserError as error:
         return error
 
 
 def _sample(record: Any, default_id: str, source: str, root: Path) -> Sample:
-    if isinstance(record, ValueError):
-        raise UserError(f"not JSON: {record}")
+    if isinstance(record, UserError):
+        raise record
     if not isinstance(record, dict):
         raise UserError(f"a record must be an object, got {type(record).__name__}")
     key = "images" if "messages" in record else "image"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from model.errors import UserError
+from training.data.json_parsing import parse_json
 
 CHUNK_BYTES = 1 << 20
 BYTE_ORDER_MARK = "\xef\xbb\xbf"
@@ -77,9 +78,9 @@ def _enter_list(text: "_Text") -> None:
         text.skip(1)
         return
     try:
-        content = json.loads(text.path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{text.path} is not JSON: {error}") from None
+        content = parse_json(text.path.read_bytes())
+    except UserError as error:
+        raise UserError(f"{text.path} is {error}") from None
     raise UserError(f"{text.path} must hold a list of records, got {type(content).__name__}")
 
 
@@ -127,6 +128,8 @@ class _Text:
         while True:
             try:
                 _, end = _DECODER.raw_decode(self._buffer, self._at)
+            except RecursionError:
+                raise self.error("nested too deeply") from None
             except json.JSONDecodeError as error:
                 fault = error.msg
             else:

@@ -1,6 +1,5 @@
 """Reader of tar shards in WebDataset's layout: members whose names share a key are one record."""
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.text_tokenizer import IMAGE
+from training.data.json_parsing import parse_json
 from training.data.pieces import Piece
 from training.data.record_parsing import UnparsedRecord, sample_from_record
 from training.data.samples import ImageRef, Message, Sample, is_image
@@ -74,7 +74,7 @@ def _members_by_key(path: Path) -> Iterator[tuple[str, dict[str, ImageRef]]]:
 
 
 def _sample(source: str, path: Path, key: str, members: dict[str, ImageRef]) -> Sample:
-    record = json.loads(members["json"].read()) if "json" in members else {}
+    record = parse_json(members["json"].read()) if "json" in members else {}
     if not isinstance(record, dict):
         raise UserError(f"{key}.json must hold an object, got {type(record).__name__}")
     images = tuple(ref for suffix, ref in members.items() if is_image(Path(f"{key}.{suffix}")))

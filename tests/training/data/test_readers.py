@@ -21,6 +21,9 @@ DRAWING = [
     {"role": "assistant", "content": "Here: <image_gen>"},
 ]
 
+# Deeper than Python's parser goes.
+TOO_DEEP = "[" * 100_000 + "]" * 100_000
+
 
 @pytest.fixture
 def pictures(tmp_path):
@@ -138,8 +141,27 @@ def test_a_line_that_is_no_json_is_one_bad_record(tmp_path):
     assert [bad_record.index for bad_record in bad_records.records] == [2, 3]
 
 
+def test_a_line_that_is_nested_too_deeply_is_one_bad_record(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(f'{{"messages": [{{"role": "user", "content": "Hi"}}]}}\n{TOO_DEEP}\n')
+
+    samples, bad_records = open_with_log(path)
+
+    assert len(samples) == 1
+    assert [bad_record.reason for bad_record in bad_records.records] == [
+        "not JSON that can be read: nested too deeply"
+    ]
+
+
 @pytest.mark.parametrize(
-    ("content", "message"), [("[{", "not JSON"), ('{"a": 1}', "list of records"), ("[]", "no records")]
+    ("content", "message"),
+    [
+        ("[{", "not JSON"),
+        (TOO_DEEP, "nested too deeply"),
+        (f'{{"a": {TOO_DEEP}}}', "nested too deeply"),
+        ('{"a": 1}', "list of records"),
+        ("[]", "no records"),
+    ],
 )
 def test_a_file_without_readable_records_is_named(tmp_path, content, message):
     path = tmp_path / "train.json"
