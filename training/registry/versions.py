@@ -127,7 +127,8 @@ def _version_of(client: "MlflowClient", model_name: str, run_id: str, weights: s
 
 
 def _version_with(client: "MlflowClient", model_name: str, alias: str) -> "ModelVersion | None":
-    aliases = client.get_registered_model(model_name).aliases
+    found = client.search_registered_models(f"name = '{model_name}'")
+    aliases = found[0].aliases if found else {}
     return client.get_model_version(model_name, aliases[alias]) if alias in aliases else None
 
 

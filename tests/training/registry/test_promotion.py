@@ -235,6 +235,8 @@ def test_what_the_registry_does_not_know_is_named(mlflow_db):
         crown(mlflow_db, "7")
     with pytest.raises(ValueError, match="no registered model vargpt"):
         roll_back(mlflow_db, "vargpt", "ada")
+    with pytest.raises(ValueError, match="vargpt has no champion"):
+        replace_figures(mlflow_db, "vargpt", "champion", METRICS)
 
 
 def test_a_registry_out_of_reach_is_one_clear_error_without_the_password(monkeypatch):
