@@ -36,7 +36,11 @@ def test_a_model_without_end_token_writes_exactly_as_many_tokens_as_requested():
 
 
 @pytest.mark.parametrize(
-    ("bench", "options"), [(latency, []), (gpu, ["--preset", "tiny", "--device", "cpu"])]
+    ("bench", "options"),
+    [
+        (latency, []),
+        pytest.param(gpu, ["--preset", "tiny", "--device", "cpu"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_benchmark_writes_its_figures(bench, options, tmp_path, capsys):
     threads = torch.get_num_threads()

@@ -171,6 +171,7 @@ def test_the_size_in_the_parameters_decides_how_much_is_made(workspace):
     assert summary["drawing/test"]["records"] == smoke.test
 
 
+@pytest.mark.slow
 def test_a_changed_parameter_runs_the_stage_that_reads_it_and_no_picture_of_before_stays(workspace):
     path = workspace / "params.yaml"
     lines = path.read_text().splitlines()

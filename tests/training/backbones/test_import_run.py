@@ -144,6 +144,7 @@ def test_weights_that_are_no_whole_model_fail_the_stage_and_leave_no_pointer(sma
     assert not folders.model_dir.exists()
 
 
+@pytest.mark.slow
 def test_an_import_by_command_points_to_its_model_and_is_compared_by_the_same_command(small, tmp_path):
     write_folder(tmp_path / "released", released_vargpt(small), RandomWeights(torch.bfloat16))
     write_text_tokenizer(tmp_path / "released", small)

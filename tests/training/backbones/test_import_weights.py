@@ -144,8 +144,9 @@ def test_single_parts_become_a_model_one_import_after_the_other(sources, preset,
     second = import_weights(rest, tmp_path / "second", choices(preset))
 
     at_once = import_weights(sources, tmp_path / "at once", choices(preset))
+    of_second = load_model(second.folder)[0].state_dict()
     for name, tensor in load_model(at_once.folder)[0].state_dict().items():
-        assert torch.equal(load_model(second.folder)[0].state_dict()[name], tensor), name
+        assert torch.equal(of_second[name], tensor), name
     verify_import(rest, second.folder)
 
 

@@ -264,6 +264,7 @@ def test_parameters_that_only_change_speed_may_change_between_two_starts(unused_
     assert folders.identity(other, "a", "d") == folders.identity(params, "a", "d")
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_not_continued_are_named(volume):
     process = start(volume)
     wait_for_step(volume, 2)
