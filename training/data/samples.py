@@ -1,5 +1,6 @@
 """One sample: a conversation with references to its images, validated when it is made."""
 
+import errno
 import io
 import logging
 import struct
@@ -29,7 +30,15 @@ ROLES = {
 RESERVED_TOKENS = (BOS, EOS, PAD, IMAGE_START, IMAGE_END, IMAGE_PAD)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # Faults that the user must fix. Any other OSError is a file system, such as NFS, that fails for a moment.
-_MISSING_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+_NEVER_READABLE = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
 # Waits before the second, third and fourth attempt to read an image.
 RETRY_SECONDS = (0.5, 2.0, 8.0)
 # What Pillow raises for bytes that are no image, or only part of one.
@@ -99,7 +108,9 @@ class ImageRef:
         """The encoded image. UserError for a file that is not there, which no second attempt would fix."""
         try:
             return self.read()
-        except _MISSING_ERRORS as error:
+        except OSError as error:
+            if error.errno not in _NEVER_READABLE:
+                raise
             raise UserError(f"missing image {self.path}: {error.strerror}") from None
 
 

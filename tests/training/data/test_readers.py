@@ -96,6 +96,7 @@ def turns_of(*pairs):
         ({"image": "half.png", "conversations": QUESTION}, "broken image .*half.png"),
         ({"image": "text.png", "conversations": QUESTION}, "broken image .*text.png"),
         ({"image": ".", "conversations": QUESTION}, "missing image .*Is a directory"),
+        ({"image": "a" * 5000, "conversations": QUESTION}, "missing image .*File name too long"),
         ({"image": 7, "conversations": QUESTION}, "image must name files, got 7"),
         ({"conversations": QUESTION}, "0 images for 1 placeholders"),
         ({"image": ["a.png", "b.png"], "conversations": QUESTION}, "2 images for 1 placeholders"),
