@@ -26,6 +26,7 @@ class RunContext:
         commit: The git commit where the code lies without its history, as in an image.
         should_stop: Asked between steps.
         exporter: Told what MLflow is told, in every process.
+        on_trained: Called after the last step, before the model is written, in every process.
     """
 
     tracking_uri: str | None
@@ -33,3 +34,4 @@ class RunContext:
     commit: str | None
     should_stop: Callable[[], bool]
     exporter: MetricsListener | None = None
+    on_trained: Callable[[], None] = lambda: None

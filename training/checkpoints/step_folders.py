@@ -100,6 +100,11 @@ def unfinished_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
+def num_bytes(folder: Path) -> int:
+    """Size of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def verify_step(path: Path, only: frozenset[str] | None = None) -> None:
     """Raise UserError that names the file of a committed step which is wrong or missing.
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from training.checkpoints import step_folders
 from training.launching.exit_codes import DONE, PERMANENT_FAILURE, STOPPED
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def total_committed_steps(folder: Path) -> int:
 def newest_checkpoint_bytes(folder: Path) -> int:
     """Size of the checkpoint that was committed last below this folder; 0 without one."""
     steps = sorted((step.stat().st_mtime, step) for step, _ in _committed(folder))
-    return sum(file.stat().st_size for file in steps[-1][1].rglob("*") if file.is_file()) if steps else 0
+    return step_folders.num_bytes(steps[-1][1]) if steps else 0
 
 
 def _committed(folder: Path) -> Iterator[tuple[Path, int]]:

@@ -20,8 +20,8 @@ from typing import Self
 HEARTBEATS = "VARGPT_HEARTBEATS"
 BEAT_SECONDS = 0.5
 # Process id, steps begun, seconds of the last step's begin and of the last beat on the machine's clock, is
-# done.
-_RECORD = struct.Struct("<qqddq")
+# trained, is done.
+_RECORD = struct.Struct("<qqddqq")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Heartbeat:
     Args:
         steps: Training steps that it has begun.
         moved, beat: When it began the last one, and when it wrote; seconds on this machine's monotonic clock.
+        is_trained: It has trained all steps and writes the model, or waits for the process that does.
         is_done: It has finished its work and is about to end with exit code 0.
     """
 
@@ -39,6 +40,7 @@ class Heartbeat:
     steps: int
     moved: float
     beat: float
+    is_trained: bool
     is_done: bool
 
 
@@ -49,7 +51,7 @@ class HeartbeatWriter(threading.Thread):
         super().__init__(name="heartbeat", daemon=True)
         self._file = os.open(folder / f"rank-{rank}", os.O_CREAT | os.O_WRONLY, 0o644)
         self._stacks = (folder / f"stacks-{rank}").open("w")
-        self._steps, self._moved, self._is_done = 0, time.monotonic(), False
+        self._steps, self._moved, self._is_trained, self._is_done = 0, time.monotonic(), False, False
         faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=False)
         self._write()
 
@@ -67,6 +69,11 @@ class HeartbeatWriter(threading.Thread):
         """A training step begins."""
         self._steps, self._moved = self._steps + 1, time.monotonic()
 
+    def trained(self) -> None:
+        """The last step is done; writing the model follows."""
+        self._is_trained = True
+        self._write()
+
     def done(self) -> None:
         """The work is finished."""
         self._is_done = True
@@ -79,7 +86,14 @@ class HeartbeatWriter(threading.Thread):
             self._write()
 
     def _write(self) -> None:
-        facts = (os.getpid(), self._steps, self._moved, time.monotonic(), self._is_done)
+        facts = (
+            os.getpid(),
+            self._steps,
+            self._moved,
+            time.monotonic(),
+            self._is_trained,
+            self._is_done,
+        )
         with contextlib.suppress(OSError):
             os.pwrite(self._file, _RECORD.pack(*facts), 0)
 
@@ -90,8 +104,10 @@ def read_heartbeats(folder: Path) -> list[Heartbeat]:
     for path in folder.glob("rank-*"):
         record = path.read_bytes()
         if len(record) == _RECORD.size:
-            pid, steps, moved, beat, is_done = _RECORD.unpack(record)
-            found.append(Heartbeat(int(path.name[5:]), pid, steps, moved, beat, bool(is_done)))
+            pid, steps, moved, beat, is_trained, is_done = _RECORD.unpack(record)
+            found.append(
+                Heartbeat(int(path.name[5:]), pid, steps, moved, beat, bool(is_trained), bool(is_done))
+            )
     return sorted(found, key=lambda heartbeat: heartbeat.rank)
 
 

@@ -46,7 +46,9 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def train(options: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+def train(
+    options: argparse.Namespace, should_stop: Callable[[], bool], on_trained: Callable[[], None]
+) -> None:
     """Run a stage until it is done or should stop. Raises what `run_stage` and `run_backbones` raise."""
     from training.precision import training_device
 
@@ -70,6 +72,7 @@ def train(options: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
         commit=os.environ.get("GIT_COMMIT"),
         should_stop=should_stop,
         exporter=metrics_exporter(options.stage, folders.folder, os.environ),
+        on_trained=on_trained,
     )
     if options.stage == "backbones":
         from training.backbones.run import run_backbones
@@ -113,8 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             heartbeat.step()
         return stop.is_set()
 
+    def on_trained() -> None:
+        if heartbeat:
+            heartbeat.trained()
+
     try:
-        train(options, should_stop)
+        train(options, should_stop, on_trained)
     except UserError as error:
         logger.error("error: %s", error)
         return PERMANENT_FAILURE

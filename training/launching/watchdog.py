@@ -35,7 +35,8 @@ class Patience:
 
     Args:
         silence: For the heartbeat of a process or node, and for the store to answer.
-        stall: For a process to begin its next step; the first one may take as long as it likes.
+        stall: For a process to begin its next step. The first one may take as long as it likes, and writing
+            the model after the last one has a limit of its own, by what checkpoints have taken.
     """
 
     silence: float = 40.0
@@ -81,7 +82,7 @@ class Watchdog(threading.Thread):
                 )
         if reason := self._who_is_gone(now):
             return reason
-        moving = [beat for beat in heartbeats if beat.steps and not beat.is_done]
+        moving = [beat for beat in heartbeats if beat.steps and not beat.is_trained and not beat.is_done]
         if moving and (stalled := now - max(beat.moved for beat in moving)) > self.patience.stall:
             places = [f"rank {beat.rank} in {where_it_hangs(self.folder, beat)}" for beat in moving]
             return f"no step began for {stalled:.0f} s: {', '.join(places)}"

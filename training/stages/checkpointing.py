@@ -28,9 +28,11 @@ from training.engines.engine import Engine
 logger = logging.getLogger(__name__)
 
 STATE = "state.json"
-# Processes that still write or read after so many times the longest that was measured are given up.
+# Processes that still write or read after so many times what the last checkpoint took are given up, but not
+# before a disk of so many bytes a second would be through.
 PATIENCE = 10
 LEAST_PATIENCE_SECONDS = 600.0
+SLOWEST_DISK = 10e6
 
 
 class StageCheckpoints:
@@ -50,10 +52,9 @@ class StageCheckpoints:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[str]] | None = None
 
-    @property
-    def patience(self) -> float:
-        """Seconds that processes wait for one that writes or reads."""
-        return max(LEAST_PATIENCE_SECONDS, PATIENCE * self.write_seconds)
+    def patience(self, num_bytes: int) -> float:
+        """Seconds that processes wait for one another while they write or read so much all together."""
+        return max(LEAST_PATIENCE_SECONDS, PATIENCE * self.write_seconds, num_bytes / SLOWEST_DISK)
 
     def save(self, step: int, flats: Flats, state: Mapping[str, Any]) -> None:
         """Begin to save a step; one that is still being written is finished before."""
@@ -63,6 +64,7 @@ class StageCheckpoints:
         if self.engine.replicates_state:
             slices = share_of(slices, self.engine.rank, self.engine.world_size)
         fragments = self._copied(slices, flats)
+        self.num_bytes = sum(tensor.nbytes for tensor in fragments.values())
         self.stall_seconds = time.monotonic() - began
         self._pending = step, self._pool.submit(self._write, step, fragments, dict(state))
 
@@ -99,7 +101,7 @@ class StageCheckpoints:
             return False
         job = self._pending[1]
         # Not its result: an error is for `settle`, once all processes have heard of it.
-        self.engine.together(lambda: wait([job]), self.patience)
+        self.engine.together(lambda: wait([job]), self.patience(self.num_bytes * self.engine.world_size))
         written, failed = self.status()
         total = self.engine.total(torch.tensor([float(written), float(failed)]))
         return self.settle(int(total[0]), int(total[1]))
@@ -144,7 +146,6 @@ class StageCheckpoints:
         store.refuse_non_finite(fragments, step)
         began, folder = time.monotonic(), step_folders.unfinished_path(self.folder, step)
         folder.mkdir(parents=True, exist_ok=True)
-        self.num_bytes = sum(tensor.nbytes for tensor in fragments.values())
         step_folders.check_free_space(folder, self.num_bytes)
         if self.engine.is_main:
             (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
@@ -178,7 +179,8 @@ class StageCheckpoints:
 
     def _is_intact(self, path: Path) -> bool:
         """Whether all files of a step match their hashes; renames one that does not."""
-        faults = self.engine.gather(self.engine.together(lambda: self._fault_in_share(path), self.patience))
+        patience = self.patience(step_folders.num_bytes(path))
+        faults = self.engine.gather(self.engine.together(lambda: self._fault_in_share(path), patience))
         found = [fault for fault in faults if fault]
         if found and self.engine.is_main:
             step_folders.mark_damaged(path, found[0])

@@ -11,6 +11,7 @@ import torch
 from model.errors import UserError
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
+from training.checkpoints import step_folders
 from training.data.bad_records import BadRecordLog
 from training.data.batch_loader import BatchLoader
 from training.data.code_cache import open_codes
@@ -133,6 +134,7 @@ class StageRun:
         try:
             with progress_line(self.stage.name, first, self._steps, self.engine.is_main) as line:
                 self.trainer.run(first, lambda metrics: self._on_step(metrics, line), self._metadata)
+            self.context.on_trained()
             self._publish()
             status = "FINISHED"
         except Stopped:
@@ -238,7 +240,9 @@ class StageRun:
         if self.trainer.params.image_weight:
             self._track_samples(self._steps)
         self.trainer.save_last(self._metadata())
-        self.engine.together(self._write_model, self.trainer.checkpoints.patience)
+        start = self.folders.model_of(self.stage.starts_from)
+        patience = self.trainer.checkpoints.patience(step_folders.num_bytes(start))
+        self.engine.together(self._write_model, patience)
 
     def _write_model(self) -> None:
         if not self.engine.is_main:

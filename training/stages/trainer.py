@@ -90,7 +90,9 @@ class Trainer:
         self.engine.begin_states(
             lambda name: sorted(fragments.kinds[name] - {WEIGHT, AVERAGE}), self.num_updates
         )
-        self.engine.together(lambda: self._fill(fragments), self.checkpoints.patience)
+        path = step_folders.step_path(self.checkpoints.folder, step)
+        patience = self.checkpoints.patience(step_folders.num_bytes(path))
+        self.engine.together(lambda: self._fill(fragments), patience)
         self.engine.apply_weights()
         return step, state["metadata"]
 

@@ -31,6 +31,7 @@ parser.add_argument("--outputs", type=Path)
 parser.add_argument("--hang", type=int)
 parser.add_argument("--steps", type=int, default=10**9)
 parser.add_argument("--saving", type=float, default=0.0)
+parser.add_argument("--writing", type=float, default=0.0)
 options = parser.parse_args()
 die_with_parent(int(os.environ["VARGPT_LAUNCHER_PID"]))
 heartbeat = HeartbeatWriter.started()
@@ -49,6 +50,9 @@ for step in range(options.steps):
     distributed.all_reduce(torch.ones(1))
     Path(options.outputs, f"pid-{rank}").write_text(str(os.getpid()))
     time.sleep(0.05)
+heartbeat.trained()
+if rank == 0:
+    time.sleep(options.writing)
 distributed.barrier()
 # What takes longer on one node than the other is patient with.
 time.sleep(options.saving * rank)
@@ -137,6 +141,16 @@ def test_a_step_that_does_not_end_is_hung_and_every_rank_says_where_it_is(start)
     assert node.returncode == 138
     assert "no step began for" in said
     assert "rank 0 in all_reduce (" in said and "rank 1 in never_ends (busy.py:" in said
+
+
+@pytest.mark.slow
+def test_a_model_may_take_longer_to_write_than_a_step_may_take(start):
+    arguments = ("stage1", "--nproc", "2", "--stall-seconds", "3", "--steps", "20", "--writing", "9")
+
+    node = start("--module", "busy", *arguments)
+
+    _, said = node.communicate(timeout=300)
+    assert node.returncode == 0, said
 
 
 @pytest.mark.slow

@@ -173,12 +173,21 @@ def test_a_stop_that_could_not_be_saved_is_a_save_error(make_trainer, make_sampl
         trainer.run(0, lambda metrics: None, dict)
 
 
+def test_a_disk_is_given_up_by_what_it_took_before_and_by_what_it_is_given(make_trainer, make_samples):
+    checkpoints = make_trainer(make_samples(True)).checkpoints
+
+    assert checkpoints.patience(0) == 600
+    assert checkpoints.patience(80 * 10**9) == 8000
+    checkpoints.write_seconds = 1000.0
+    assert checkpoints.patience(80 * 10**9) == 10_000
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [(SaveError("full"), 138), (OSError("gone"), 138), (UserError("wrong"), 2), (Stopped("so"), 143)],
 )
 def test_the_exception_that_ended_a_stage_decides_its_exit_code(monkeypatch, error, code):
-    def fail(options, stop):
+    def fail(*_):
         raise error
 
     monkeypatch.setattr(stage_process, "train", fail)
