@@ -27,7 +27,8 @@ BUCKET_ELEMENTS = 200_000_000
 class ZeroEngine(Engine):
     """One of ZeRO's three stages.
 
-    With `bf16`, modules compute in bfloat16; weights that learn and their states are in float32 besides.
+    With `bf16`, modules compute in bfloat16; weights that learn and their states are in float32 besides, and
+    gradients of micro-batches are added up in float32 (ZeRO-1: in bfloat16).
 
     Args:
         stage: 1, 2 or 3.
@@ -152,6 +153,8 @@ def zero_config(stage: int, precision: str, clip_norm: float, offload: bool) -> 
         "reduce_bucket_size": BUCKET_ELEMENTS,
         "allgather_bucket_size": BUCKET_ELEMENTS,
     }
+    # ZeRO-1 with float32 gradients is another optimizer of DeepSpeed, whose states lie elsewhere.
+    sums = {"data_types": {"grad_accum_dtype": "fp32"}} if stage > 1 else {}
     if offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
@@ -164,6 +167,7 @@ def zero_config(stage: int, precision: str, clip_norm: float, offload: bool) -> 
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": precision == BFLOAT16},
         "zero_optimization": zero,
+        **sums,
     }
 
 

@@ -211,7 +211,7 @@ def _gradient_bytes(layout: Layout) -> float:
         return FLOAT32_BYTES
     if layout.engine == "zero1":
         return layout.compute_bytes
-    return 0.0 if layout.offload else layout.compute_bytes / layout.processes
+    return 0.0 if layout.offload else FLOAT32_BYTES / layout.processes
 
 
 def _update_bytes(learning: int, layout: Layout) -> float:

@@ -118,7 +118,7 @@ def test_zero_shares_what_its_paper_says(processes, params):
         assert of_kind(memory, Kind.MASTERS) == pytest.approx(4 * learning / n)
         assert of_kind(memory, Kind.OPTIMIZER) == pytest.approx(8 * learning / n)
     gradients = {engine: of_kind(memory, Kind.GRADIENTS) for engine, memory in found.items()}
-    both = 2 * learning / n
+    both = 4 * learning / n
     assert gradients == pytest.approx({"zero1": 2 * learning, "zero2": both, "zero3": both})
 
 
