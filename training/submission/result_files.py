@@ -23,7 +23,7 @@ def fetch_files(server: ApiServer, name: str, pod: dict[str, Any], paths: Sequen
     Args:
         name: Of the job; the pod's name is made of it.
         pod: The spec of a pod like those of the job.
-        paths: Relative to the working folder of the job; of a folder, its summary.
+        paths: Relative to the working folder of the job; of a folder, its small files.
 
     Raises:
         UserError: a file is not there, or the pod does not start.

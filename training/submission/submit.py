@@ -21,6 +21,7 @@ from training.submission.jobs import (
     state_of,
 )
 from training.submission.manifests import Submission
+from training.submission.pack_files import small_files
 from training.submission.result_files import fetch_files
 
 # Of a job: the hash of the result files that it left, by which a later job of the same place is noticed.
@@ -174,10 +175,10 @@ class Submitter:
 
 
 def results_sha256(root: Path, paths: list[str]) -> str:
-    """The hash of result files as they lie; of a folder, that of its summary."""
+    """The hash of result files as they lie, and of the small files of folders."""
     digest = hashlib.sha256()
     for path in sorted(paths):
-        file = root / path
-        file = file / "summary.json" if file.is_dir() else file
-        digest.update(f"{path}\n".encode() + file.read_bytes())
+        digest.update(f"{path}\n".encode())
+        for file in small_files(root / path):
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
