@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from model.errors import UserError
+from training.checkpoints import step_folders
 
 
 @contextmanager
@@ -30,13 +31,13 @@ def new_folder(out: Path, nbytes: int, is_replaced: bool = False) -> Iterator[Pa
                 raise UserError(f"{out.parent} has {free:,} bytes left, the weights take {nbytes:,}")
             yield beside
             for path in (*beside.rglob("*"), beside):
-                _flush(path)
+                step_folders.flush(path)
             old = out.with_name(f".{out.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             if is_replaced and out.exists():
                 os.rename(out, old)
             os.rename(beside, out)
-            _flush(out.parent)
+            step_folders.flush(out.parent)
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -51,14 +52,5 @@ def _locked(folder: Path, refusal: str) -> Iterator[None]:
         yield
     except BlockingIOError:
         raise UserError(refusal) from None
-    finally:
-        os.close(descriptor)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
