@@ -41,7 +41,7 @@ FLOORS = (
     {"commands"},
 )
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-FOR_ALL = {"params", "params_file", "precision", "errors", "run_context", "parent_death"}
+FOR_ALL = {"params", "params_file", "yaml_core", "precision", "errors", "run_context", "parent_death"}
 
 
 def sources(package):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.errors import UserError
 from training.precision import resolved
+from training.yaml_core import parse_yaml
 
 SIZES = ("tiny", "smoke", "7b")
 # Sections of the file that hold other values for a size, merged over the rest.
@@ -239,7 +240,7 @@ def values_for_size(text: str, size: str | None, name: str) -> dict[str, Any]:
         name: What a UserError calls the text.
     """
     try:
-        values = yaml.safe_load(text)
+        values = parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{name} is not YAML: {error}") from None
     if not isinstance(values, dict):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from model.errors import UserError
 from training.params import OVERRIDES, STAGE_DEFAULTS, STAGES, Params, parse_params, values_for_size
 
 SCHEMA = Path(__file__).with_name("params.schema.json")
@@ -64,4 +65,8 @@ def write_json_schema(path: Path = SCHEMA) -> None:
 
 
 if __name__ == "__main__":
-    write_resolved(Path("params.yaml"), Path(sys.argv[1]))
+    try:
+        write_resolved(Path("params.yaml"), Path(sys.argv[1]))
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)

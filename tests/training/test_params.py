@@ -1,6 +1,8 @@
 """Laws of the parameters: strict keys and ranges, `smoke` overrides `tiny`, the schema is up to date."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -80,6 +82,32 @@ def test_automatic_precision_is_bfloat16_where_the_processor_multiplies_it(monke
 
     assert load_params(PARAMS).precision == precision
     assert load_params(PARAMS, "smoke").precision == "no"
+
+
+def test_what_dvc_writes_for_an_experiment_is_read_as_it_was_meant(tmp_path):
+    # `dvc exp run -S` writes the file anew by YAML 1.2, for which `no` is a word and 5e-05 a number.
+    text = PARAMS.read_text().replace('precision: "no"', "precision: no").replace("lr: 2.0e-3", "lr: 2e-03")
+    (tmp_path / "params.yaml").write_text(text)
+
+    for size in ("tiny", "smoke", "7b"):
+        assert load_params(tmp_path / "params.yaml", size) == load_params(PARAMS, size)
+
+
+def test_the_pipeline_names_a_wrong_parameter_in_one_line(tmp_path):
+    write_changed_params(tmp_path, lambda values: values.update(seed="one"))
+    command = [sys.executable, "-m", "training.params_file", "artifacts/params.json"]
+
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(PARAMS.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: seed: ")
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):
