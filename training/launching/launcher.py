@@ -29,7 +29,7 @@ from training.launching.exit_codes import (
     group_exit_code,
 )
 from training.launching.preflight import Node, NodeFault, check_node
-from training.launching.rendezvous import Rendezvous, read_rendezvous
+from training.launching.rendezvous import Rendezvous, import_torch, read_rendezvous
 from training.launching.stage_process import LAUNCHER_PID
 from training.launching.watchdog import Patience, watched
 
@@ -133,6 +133,7 @@ def run_group(
     # First of all: process 1 of a pod ignores signals that it has no handler for.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _terminate_children)
+    import_torch()
     try:
         with watched(rendezvous.endpoint, patience, end) as group:
             code = _run_elastic(rendezvous, command)

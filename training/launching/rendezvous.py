@@ -1,10 +1,14 @@
 """Rendezvous settings of torch's elastic agent, from the PET_ variables that an operator sets."""
 
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model.errors import UserError
+
+# Read by torch's C++ parts when they are loaded.
+LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +41,23 @@ class Rendezvous:
         return host == name or host.partition(".")[0] == name
 
 
+def import_torch() -> None:
+    """Import torch such that its C++ parts report errors only, in this process but not in those it starts.
+
+    The store ends before some node has said its last word to it, and torch prints stacks of C++ for that.
+    """
+    told = os.environ.get(LOG_LEVEL)
+    os.environ.setdefault(LOG_LEVEL, "ERROR")
+    import torch  # noqa: F401
+
+    if told is None:
+        del os.environ[LOG_LEVEL]
+
+
 def parse_count(name: str, text: str) -> int:
     """A count of at least 1; `auto`, `cpu` and `gpu` count the devices of this machine."""
     if text in ("auto", "cpu", "gpu"):
+        import_torch()
         from torch.distributed.run import determine_local_world_size
 
         return determine_local_world_size(text)

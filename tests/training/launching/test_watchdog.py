@@ -164,6 +164,7 @@ def test_a_node_that_is_done_does_not_alarm_one_that_still_saves(start, saving):
     ends = [node.communicate(timeout=300)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0]
     assert "launch: error" not in "".join(ends)
+    assert "Exception raised from" not in "".join(ends)
 
 
 def test_a_process_that_watched_others_can_run_a_stage_itself_afterwards():
