@@ -49,10 +49,13 @@ def published_text_tokenizer(folder: Path, config: VargptConfig) -> PreTrainedTo
 
     UserError when the folder has none that can be read, or it numbers a token otherwise than the config.
     """
+    if not Path(folder).is_dir():
+        raise UserError(f"there is no folder {folder} to read a text tokenizer from")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no text tokenizer that can be read: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{folder} holds no text tokenizer that can be read: {reason}") from error
     # The space before a drawing is part of its start token.
     drawing_tokens = [
         AddedToken(token, special=True, normalized=False, lstrip=token == IMAGE_START)

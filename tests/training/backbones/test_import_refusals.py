@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model.config import preset as preset_named
 from model.manifest import manifest_sha256, verify
+from model.text_tokenizer import published_text_tokenizer
 from tests.training.backbones.published_sources import choices, write_text_tokenizer
 from training.backbones.import_plan import ImportSources
 from training.backbones.import_weights import import_weights
@@ -129,3 +131,12 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_written(sources, p
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(ValueError, match="has 1,000 bytes left, the weights take"):
         import_weights(sources, tmp_path / "out", choices(preset))
+
+
+def test_a_folder_without_a_text_tokenizer_is_named_in_one_line(preset, tmp_path):
+    config = preset_named(preset)
+
+    with pytest.raises(ValueError, match=r"there is no folder \S*/none to read a text tokenizer from$"):
+        published_text_tokenizer(tmp_path / "none", config)
+    with pytest.raises(ValueError, match=r"holds no text tokenizer that can be read: [^\n]+$"):
+        published_text_tokenizer(tmp_path, config)
