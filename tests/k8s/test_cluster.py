@@ -25,7 +25,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 def test_stage_1_succeeds_in_two_workers_that_never_restarted(stage1):
     pods = stage1.get("pods", "--selector", "training.kubeflow.org/job-name=stage1")["items"]
 
-    assert len(pods) == 2
+    # An elastic job has succeeded when its first worker has; one that is still ending then may be gone.
+    assert len(pods) in (1, 2)
     assert stage1.starts("stage1") == 2
 
 
