@@ -142,8 +142,10 @@ class StageRun:
             raise
         finally:
             self.tracker.finish(status)
+        # An elastic job has succeeded when its first worker has: no process ends before the pointer is there.
+        self.engine.together(self._point, self.trainer.checkpoints.patience(0))
         if self.engine.is_main:
-            self._finish()
+            self._delete_checkpoints()
 
     def _warn_of_other_checkpoints(self) -> None:
         """Log checkpoints of other parameters, for users who changed one by mistake."""
@@ -259,9 +261,13 @@ class StageRun:
         """MLflow's id of the run, or ours where MLflow was out of reach."""
         return self.tracker.mlflow_run_id or self.run_id
 
-    def _finish(self) -> None:
-        """Write the pointer that says that the stage is done, then delete all of its checkpoints."""
-        self.folders.point(self.weights_sha256, self._tracked_run_id(), self._seconds())
+    def _point(self) -> None:
+        """Write the pointer that says that the stage is done, on the main process."""
+        if self.engine.is_main:
+            self.folders.point(self.weights_sha256, self._tracked_run_id(), self._seconds())
+
+    def _delete_checkpoints(self) -> None:
+        """Delete all checkpoints of the stage."""
         for run_file in self.folders.folder.glob("*.run.json"):
             shutil.rmtree(run_file.with_name(run_file.name.removesuffix(".run.json")), ignore_errors=True)
             run_file.unlink()

@@ -190,6 +190,26 @@ def test_a_process_without_drawings_in_its_batch_does_not_change_what_is_learned
     assert_two_processes_learn_what_one_learns(volume, tmp_path)
 
 
+@pytest.mark.slow
+def test_no_process_ends_before_the_pointer_is_there(volume):
+    """An operator takes a job for finished, and ends the others, when one of its pods has ended."""
+    # A disk that takes its time: writing waits until somebody reads.
+    (volume / "artifacts").mkdir(exist_ok=True)
+    slow = volume / "artifacts/stage1.tmp"
+    os.mkfifo(slow)
+    launcher = start(volume, "--nproc", "2", module="training.launching")
+    deadline = time.monotonic() + 120
+    while not (volume / "outputs/stage1/model").is_dir():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+    time.sleep(5)
+    assert len(psutil.Process(launcher.pid).children()) == 2
+
+    assert json.loads(slow.read_text())["stage"] == "stage1"
+    finish(launcher)
+
+
 def test_fewer_samples_than_processes_are_refused_at_the_start(volume):
     write_params(volume, **SHORT | {"batch": 1})
     errors = finish(start(volume, "--nproc", "2", module="training.launching"), 2)
