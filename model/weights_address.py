@@ -34,11 +34,22 @@ def put_on_volume(published: Path, volume: Path, small: Path) -> None:
         link_published(published, kept)
     verify(kept)
     small.mkdir(parents=True)
-    names = [name for name in read_manifest(published) if not name.endswith(WEIGHTS_SUFFIX)]
-    for name in (*names, MANIFEST):
+    for name in small_files(published):
         (small / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(published / name, small / name)
-    (small / ADDRESS).write_text(json.dumps({"folder": str(kept)}) + "\n", encoding="utf-8")
+    write_address(kept, small)
+
+
+def small_files(published: Path) -> list[str]:
+    """What a published model consists of but for its weights; the manifest comes last."""
+    return [*(name for name in read_manifest(published) if not name.endswith(WEIGHTS_SUFFIX)), MANIFEST]
+
+
+def write_address(weights: Path, small: Path) -> Path:
+    """Say, beside the small files of a model, in which folder its weights lie; the file that says so."""
+    path = small / ADDRESS
+    path.write_text(json.dumps({"folder": str(weights)}) + "\n", encoding="utf-8")
+    return path
 
 
 def with_weights(folder: Path, scratch: Path) -> Path:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
@@ -198,6 +199,23 @@ def test_the_model_can_be_traced_to_data_and_backbones_from_either_end(played, e
         checks = {check["name"]: check["is_right"] for check in link["checks"]}
         assert checks == dict.fromkeys(("weights", "data pointer", "data", "git commit", "config"), True)
     assert found["record"]["model_version"] == version
+
+
+def test_every_stage_is_a_version_of_the_trainers_model_and_the_served_one_is_made_from_the_last(played):
+    client = MlflowClient(f"sqlite:///{played.folder}/mlflow.db")
+
+    trained = {
+        version.tags["vargpt.stage"]: version
+        for version in client.search_model_versions("name = 'vargpt-trained'")
+    }
+
+    assert sorted(trained) == ["backbones", "stage1", "stage2", "stage3"]
+    for stage, version in trained.items():
+        pointer = played.read(f"artifacts/{stage}.json")
+        assert version.tags["vargpt.weights_sha256"] == pointer["weights_sha256"]
+        assert version.run_id == pointer["run_id"]
+    served = client.get_model_version_by_alias("vargpt", "champion")
+    assert served.tags["vargpt.trained_version"] == f"vargpt-trained/{trained['stage3'].version}"
 
 
 def test_dvc_tells_the_figures(played):

@@ -9,7 +9,9 @@ from pathlib import Path
 from training.backbones.import_plan import ImportSources
 from training.backbones.import_weights import ImportChoices, Imported, import_weights
 from training.params import Params, WeightsParams
+from training.registry.lineage import WEIGHTS_TAG
 from training.registry.stage_folders import StageFolders
+from training.registry.trained_versions import track_trained
 from training.run_context import RunContext
 from training.tracking.progress import ProgressLine, ProgressLines, progress_lines
 from training.tracking.tracker import EXPERIMENT, open_tracker
@@ -51,7 +53,8 @@ def run_import(params: Params, folders: StageFolders, context: RunContext) -> Im
                 commit=context.commit,
                 run_id=run_id,
             )
-        tracker.tag(**{"vargpt.weights_sha256": imported.weights_sha256})
+        tracker.tag(**{WEIGHTS_TAG: imported.weights_sha256})
+        track_trained(tracker, folders.model_dir)
         status = "FINISHED"
     finally:
         tracker.finish(status)

@@ -10,7 +10,9 @@ from training.backbones.build import make_backbones
 from training.backbones.import_run import is_imported, run_import
 from training.errors import Stopped
 from training.params import BackboneParams, Params
+from training.registry.lineage import WEIGHTS_TAG
 from training.registry.stage_folders import StageFolders, tracked_params
+from training.registry.trained_versions import track_trained
 from training.run_context import RunContext
 from training.tracking.progress import ProgressLine, ProgressLines, progress_lines
 from training.tracking.tracker import EXPERIMENT, LOG_EVERY, Tracker, open_tracker
@@ -50,7 +52,8 @@ def run_backbones(params: Params, folders: StageFolders, context: RunContext) ->
             )
         facts = {**dataclasses.asdict(lineage), "run_id": tracker.mlflow_run_id or run_id}
         weights_sha256 = folders.publish(lambda folder: save_model(model, processor, folder), facts)
-        tracker.tag(**{"vargpt.weights_sha256": weights_sha256})
+        tracker.tag(**{WEIGHTS_TAG: weights_sha256})
+        track_trained(tracker, folders.model_dir)
         status = "FINISHED"
     except Stopped:
         status = "KILLED"

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from model.errors import UserError
-from training.registry.versions import CHAMPION, WEIGHTS_TAG, open_registry
+from training.registry.lineage import WEIGHTS_TAG
+from training.registry.versions import CHAMPION, open_registry
 from training.submission.api import REQUEST_SECONDS, ApiServer
 
 VERSION_LABEL, WEIGHTS_LABEL = "vargpt.io/version", "vargpt.io/weights"

@@ -3,8 +3,9 @@
 `stage_folders`: the folders and the pointer of a stage. `shared_model`: the last model as DVC data.
 `lineage`: the record beside the weights; `trace` verifies it back to the data and the first model, with
 `data_pointer` (what DVC says) and `git_history` (what git says). `code_hash`: which code a stage depends on.
-`versions`: models in MLflow's registry; `fetch` gets one back. `evaluation_subject`: what figures are of.
-`gates`: whether figures suffice, pure arithmetic. `promotion`: moves the alias champion, forth and back;
+`trained_versions`: what stages publish, as versions of the trainers' own model in MLflow's registry.
+`versions`: those of the model that is served; `fetch` gets one back. `evaluation_subject`: what figures are
+of. `gates`: whether figures suffice, pure arithmetic. `promotion`: moves the alias champion, forth and back;
 `promotion_lock` lets only one do so at a time.
 
 Door:
@@ -12,13 +13,15 @@ Door:
     stage_folders: StageFolders, point_to_import, tracked_params
     data_pointer: data_md5, data_path, md5_on_disk
     git_history: git_facts, user_name
-    lineage: CODE, TAG_PREFIX, config_sha256, hashes_of_sources, imported_lineage, read_lineage, write_lineage
+    lineage: CODE, TAG_PREFIX, WEIGHTS_TAG, config_sha256, hashes_of_sources
+    lineage: imported_lineage, read_lineage, write_lineage
     trace: ChainLink, HashCheck, trace_lineage
     shared_model: SHARED, final_model, share, share_by_name
     evaluation_subject: DECIDING_SPLIT, SUBJECT, EvaluationSubject
     gates: LOWER_IS_BETTER, numbers, reaches
-    versions: CHALLENGER, CHAMPION, WEIGHTS_TAG, open_registry, register, replace_figures
+    versions: CHALLENGER, CHAMPION, open_registry, register, replace_figures
     promotion: promote, roll_back
+    trained_versions: track_trained
     fetch: model_folder
 May import: tracking
 """

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from model.errors import UserError, redact
 from model.manifest import MANIFEST, manifest_sha256
 from model.weights_address import with_weights
-from training.registry.versions import WEIGHTS_TAG, local_artifacts
+from training.registry.lineage import WEIGHTS_TAG
+from training.registry.versions import local_artifacts
 from training.tracking.mlflow_run import connect, outage_errors
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from training.registry.git_history import git_facts
 CODE = Path(__file__).parents[2]
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
 TAG_PREFIX = "vargpt."
+WEIGHTS_TAG = f"{TAG_PREFIX}weights_sha256"
 # The two stages that start from no other model: trained from nothing, or published weights taken over.
 BACKBONES, IMPORTED = "backbones", "import"
 

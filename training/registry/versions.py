@@ -12,8 +12,9 @@ from model.errors import UserError, redact
 from model.manifest import LINEAGE, link_published, manifest_sha256, verify
 from model.weights_address import put_on_volume
 from training.registry.evaluation_subject import check_subject, subject_of
-from training.registry.lineage import TAG_PREFIX, Lineage, write_lineage
-from training.tracking.mlflow_run import connect, find_run, outage_errors
+from training.registry.lineage import TAG_PREFIX, WEIGHTS_TAG, Lineage, write_lineage
+from training.registry.trained_versions import TRAINED_TAG, trained_version
+from training.tracking.mlflow_run import connect, create_registered_model, find_run, outage_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 METRICS_TAG = f"{TAG_PREFIX}metrics"
-WEIGHTS_TAG = f"{TAG_PREFIX}weights_sha256"
 # Weights are large and nobody's training waits for them.
 UPLOAD_SECONDS, UPLOAD_RETRIES = 120, 2
 
@@ -161,19 +161,14 @@ def _put_artifacts(
 def _upload(
     client: "MlflowClient", model_name: str, model_dir: Path, record: Lineage, weights_volume: Path | None
 ) -> str:
-    from mlflow.exceptions import MlflowException
-
     assert record.run_id and record.weights_sha256
     folder = _artifact_folder(record.weights_sha256)
     _put_artifacts(client, record.run_id, model_dir, folder, weights_volume)
-    try:
-        client.create_registered_model(model_name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    create_registered_model(client, model_name)
     source = f"runs:/{record.run_id}/{folder}"
-    created = client.create_model_version(
-        model_name, source, record.run_id, tags=record.tags(), await_creation_for=0
-    )
+    tags = record.tags()
+    if trained := trained_version(client, record.run_id, record.weights_sha256):
+        tags |= {TRAINED_TAG: trained}
+    created = client.create_model_version(model_name, source, record.run_id, tags, await_creation_for=0)
     logger.info("registered %s version %s from run %s", model_name, created.version, record.run_id)
     return str(created.version)

@@ -21,7 +21,9 @@ from training.digits.instructions import sample_prompts
 from training.engines.make import make_engine
 from training.errors import Stopped
 from training.params import Params, StageParams
+from training.registry.lineage import WEIGHTS_TAG
 from training.registry.stage_folders import StageFolders, tracked_params
+from training.registry.trained_versions import track_trained
 from training.run_context import RunContext
 from training.stages.stage_table import Stage, freeze_for, stage_named
 from training.stages.step_metrics import StepMetrics
@@ -255,7 +257,8 @@ class StageRun:
             lambda folder: self.trainer.write_model(start, folder), lineage
         )
         self.trainer.write_adapters(self.folders.folder / "adapter")
-        self.tracker.tag(**{"vargpt.weights_sha256": self.weights_sha256})
+        self.tracker.tag(**{WEIGHTS_TAG: self.weights_sha256})
+        track_trained(self.tracker, self.folders.model_dir)
 
     def _tracked_run_id(self) -> str:
         """MLflow's id of the run, or ours where MLflow was out of reach."""

@@ -98,6 +98,17 @@ def find_run(client: "MlflowClient", run: str) -> "Run | None":
     return None
 
 
+def create_registered_model(client: "MlflowClient", name: str) -> None:
+    """Create a registered model where it does not exist."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
 class MlflowRunWriter:
     """The MLflow run that the first record of a spool names, created where it does not exist."""
 
@@ -224,6 +235,23 @@ class MlflowRunWriter:
     def _send_artifact(self, records: list[Record], spool: Spool, is_live: bool) -> None:
         path = _existing(spool.files / records[0]["file"])
         self._client.log_artifact(self.run_id, str(path), records[0]["folder"] or None)
+
+    def _send_model_version(self, records: list[Record], spool: Spool, is_live: bool) -> None:
+        from mlflow.exceptions import MlflowException
+
+        record = records[0]
+        name, tags = record["name"], {key: value[:MAX_TAG] for key, value in record["tags"].items()}
+        try:
+            create_registered_model(self._client, name)
+            versions = self._client.search_model_versions(f"name = '{name}' AND run_id = '{self.run_id}'")
+            if not any(tags.items() <= version.tags.items() for version in versions):
+                source = f"runs:/{self.run_id}/{record['folder']}"
+                self._client.create_model_version(name, source, self.run_id, tags, await_creation_for=0)
+        except MlflowException as error:
+            # The run, which the account may write, must not wait for the model, which it may not.
+            if error.error_code == "PERMISSION_DENIED":
+                raise RefusedError(redact(error)) from error
+            raise
 
     def _send_finish(self, records: list[Record], spool: Spool, is_live: bool) -> None:
         self.end(records[0]["status"], records[0]["time"])

@@ -75,6 +75,9 @@ class Tracker:
     def dataset(self, name: str, md5: str, path: str, context: str = "training") -> None:
         """Record which data the run has seen, by the hash that DVC gave it."""
 
+    def model_version(self, name: str, folder: str, tags: Mapping[str, str]) -> None:
+        """Make a folder of the run's artifacts a version of a registered model, once."""
+
     def finish(self, status: str = "FINISHED", timeout_seconds: float = 30.0) -> None:
         """End the run with FINISHED, FAILED or KILLED; waits at most this long for what is unsent."""
 
@@ -162,6 +165,9 @@ class SpoolTracker(Tracker):
 
     def dataset(self, name: str, md5: str, path: str, context: str = "training") -> None:
         self._write("dataset", name=name, md5=md5, path=path, context=context)
+
+    def model_version(self, name: str, folder: str, tags: Mapping[str, str]) -> None:
+        self._write("model_version", name=name, folder=folder, tags=dict(tags))
 
     def finish(self, status: str = "FINISHED", timeout_seconds: float = 30.0) -> None:
         if status not in STATUSES:

@@ -1,4 +1,6 @@
-"""Makes MLflow's accounts, repeatably: trainers write runs, only the promoter writes the registered model."""
+"""Makes MLflow's accounts, repeatably: trainers write runs and register what they trained, only the promoter
+writes the model whose champion is served.
+"""
 
 import os
 from typing import Any
@@ -6,7 +8,7 @@ from typing import Any
 import requests
 
 API = os.environ["MLFLOW"] + "/api/"
-MODEL, EXPERIMENT = "vargpt", "vargpt"
+MODEL, TRAINED_MODEL, EXPERIMENT = "vargpt", "vargpt-trained", "vargpt"
 
 
 def call(method: str, path: str, accept: tuple[int, ...] = (200,), **body: Any) -> dict[str, Any]:
@@ -35,14 +37,16 @@ def grant(name: str, kind: str, pattern: str, permission: str) -> None:
 
 
 def main() -> None:
-    """Accounts, the experiment and the registered model, and who may write them."""
+    """Accounts, the experiment and the registered models, and who may write them."""
     trainer, promoter = account("TRAINER"), account("PROMOTER")
-    call("POST", "2.0/mlflow/registered-models/create", (200, 400), name=MODEL)
+    for model in (MODEL, TRAINED_MODEL):
+        call("POST", "2.0/mlflow/registered-models/create", (200, 400), name=model)
     call("POST", "2.0/mlflow/experiments/create", (200, 400), name=EXPERIMENT)
     found = call("GET", "2.0/mlflow/experiments/get-by-name", experiment_name=EXPERIMENT)
     experiment = found["experiment"]["experiment_id"]
     for name in (trainer, promoter):
         grant(name, "experiment", experiment, "EDIT")
+    grant(trainer, "registered_model", TRAINED_MODEL, "EDIT")
     grant(promoter, "registered_model", MODEL, "MANAGE")
 
 

@@ -124,6 +124,8 @@ def test_the_stage_backbones_imports_what_the_parameters_name(small, mlflow_db, 
     run = MlflowClient(mlflow_db).get_run(pointer["run_id"])
     assert run.data.tags["vargpt.weights_sha256"] == weights
     assert run.data.params["var"] == paths["var"]
+    [trained] = MlflowClient(mlflow_db).search_model_versions(f"run_id = '{pointer['run_id']}'")
+    assert (trained.name, trained.tags["vargpt.weights_sha256"]) == ("vargpt-trained", weights)
     record = read_lineage(folders.model_dir)
     assert (record.stage, record.weights_sha256) == ("import", weights)
     assert {"var_d30.pth", "vae.pth", "llava/tokenizer.json"} <= record.sources_sha256.keys()
