@@ -36,6 +36,8 @@ from training.stages.trainer import Trainer
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 WARM_UP = 2
+# How often two ways of training take turns: what else the machine does for a while slows both.
+ROUNDS = 3
 ROW_TOKENS = 768
 # Steps between two checkpoints of stage 2 at 7b, and its seconds there (`vargpt plan`, eight H100).
 REAL_INTERVAL_SECONDS = 500 * 2.51
@@ -78,20 +80,17 @@ def step_seconds(trainer: Trainer) -> list[float]:
 
 
 def measure_freezing(config: VargptConfig, repeats: int) -> dict[str, Any]:
-    """Of each stage: median step over that with everything learning, taken in turns."""
+    """Of each stage: median step over that with everything learning, trained in turns."""
     found: dict[str, Any] = {}
     for name in ("stage1", "stage2", "stage3"):
-        params = params_of(name, WARM_UP + repeats, WARM_UP + repeats + 1)
-        with TemporaryDirectory() as folder:
-            pairs = {
-                everything: step_seconds(
-                    trainer_of(
-                        config, params, stage_named(name), everything, 1, Path(folder) / str(everything)
-                    )
-                )
-                for everything in (False, True)
-            }
-        own, all_learn = (statistics.median(pairs[everything]) for everything in (False, True))
+        steps = WARM_UP + -(-repeats // ROUNDS)
+        params = params_of(name, steps, steps + 1)
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        for everything in (False, True) * ROUNDS:
+            with TemporaryDirectory() as folder:
+                trainer = trainer_of(config, params, stage_named(name), everything, 1, Path(folder))
+                seconds[everything] += step_seconds(trainer)
+        own, all_learn = (statistics.median(seconds[everything]) for everything in (False, True))
         found[name] = {"step_s": own, "everything_learns_s": all_learn, "ratio": own / all_learn}
     return found
 
