@@ -79,7 +79,7 @@ lint: env  ## check style with ruff, names and signatures with mypy
 schema: env  ## write the JSON schema of params.yaml, for editors
 	$(BIN)/python -c 'from training.params_file import write_json_schema; write_json_schema()'
 
-manifests: env  ## render k8s/ from params.yaml and k8s/images/kustomization.yaml
+manifests: env  ## render k8s/ from params.yaml and k8s/images/kustomization.yaml (python -m training.cluster --check compares)
 	$(BIN)/python -m training.cluster
 
 # Names are those of k8s/images/kustomization.yaml: make images BUILD="podman build" TORCH=cpu REGISTRY=registry.example/vargpt

@@ -3,7 +3,8 @@
     vargpt.py            all boxes of the README's figure, joined; the teacher-forced pass through them
     backbones.py         VisionTower and LanguageModel, as transformers implements them, with our text_head.py
     projectors.py        UnderstandingProjector, GenerationInputProjector, GenerationOutputProjector
-    visual_decoder.py    VisualDecoder, of blocks in layers.py; predicts the codes of the next scale
+    visual_decoder.py    VisualDecoder, of blocks in layers.py; predicts the codes of the next scale, from
+                         keys and values of the scales before in a DecoderCache
     image_tokenizer.py   ImageTokenizer: autoencoder.py and quantizer.py, pixels <-> codes
     modeling.py          what transformers and training call: `forward`, `loss_sums` (losses.py), `generate`
     generation/          replies: text and images for many requests at once

@@ -12,7 +12,8 @@ HTTP:
     middleware.py             request id and log, early rejection, limit on slow readers
     request_body.py           bodies within limits on size and time
     schemas.py                fields of request bodies, each checked
-    unsupported_fields.py     fields of OpenAI's API that have no use here
+    unsupported_fields.py     fields of OpenAI's API that have no use here: taken with values that change
+                              nothing, refused with others
     request_builder.py        from checked bodies to prompts
     images.py                 pictures as data URLs, decoded and encoded
     handlers.py               what a chat or an image request does

@@ -9,7 +9,7 @@ Files:
     store.py          checkpoints of one process: named tensors and a JSON state
     state_trees.py    nested states, as an optimizer's, as named tensors
     slices.py         which elements of which parameters a process owns
-    fragments.py      checkpoints of many processes: each writes the elements that it owns
+    fragments.py      checkpoints of many processes: each writes the elements that it owns, any number reads
 
 Door:
     step_folders

@@ -1,7 +1,8 @@
 """Renders the Kubernetes manifests of training: jobs of the stages, and of what comes before and after them.
 
 Files:
-    __main__.py        `python -m training.cluster`: writes the rendered files below k8s/ (`make manifests`)
+    __main__.py        `python -m training.cluster`: writes the rendered files below k8s/ (`make manifests`);
+                       with `--check`, says which of them are out of date
     jobs.py            a stage as a PyTorchJob or a TrainJob, and the TrainingRuntime of the latter
     pods.py            the pod that all jobs run: container, volumes, environment, security
     placement.py       nodes, nearness and tolerations of workers

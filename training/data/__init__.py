@@ -12,7 +12,7 @@ Files:
     json_spans.py            where each record lies in a JSON or JSONL file
     json_reader.py           LLaVA and ShareGPT conversations, JSON or JSONL
     parquet_reader.py        conversations with embedded images, as in LLaVA-OneVision
-    tar_reader.py            WebDataset shards
+    tar_reader.py            WebDataset shards: pictures with captions, or conversations
     class_folder_reader.py   one folder of images for each class, as in ImageNet
     record_parsing.py        what readers share: a record becomes a sample or is logged as bad
     bad_records.py           counts and lists bad records, refuses a dataset with too many

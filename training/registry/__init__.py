@@ -5,8 +5,8 @@
 `data_pointer` (what DVC says) and `git_history` (what git says). `code_hash`: which code a stage depends on.
 `trained_versions`: what stages publish, as versions of the trainers' own model in MLflow's registry.
 `versions`: those of the model that is served; `fetch` gets one back. `evaluation_subject`: what figures are
-of. `gates`: whether figures suffice, pure arithmetic. `promotion`: moves the alias champion, forth and back;
-`promotion_lock` lets only one do so at a time.
+of. `gates`: whether figures suffice, pure arithmetic. `promotion`: moves the alias champion, forth and back,
+and refuses figures of another test set than the champion's; `promotion_lock` lets only one do so at a time.
 
 Door:
     code_hash: room_hashes

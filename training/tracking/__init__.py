@@ -1,9 +1,9 @@
 """Experiment tracking: metrics, pictures and artifacts of a run, kept in files until MLflow has them.
 
 Training never waits for MLflow and never fails because of it. `tracker` is what training calls; `spool` the
-files between (append-only journals); `sender` the thread that sends them; `mlflow_run` the only module that
-writes to an MLflow run. `exporter` tells Prometheus the same. `progress` shows steps on a terminal,
-`sample_sheet` draws the pictures of a run.
+files between (append-only journals); `sender` the thread that sends them, less and less often while MLflow is
+away; `mlflow_run` connects, with timeouts and retries, and writes what they hold to an MLflow run. `exporter`
+tells Prometheus the same. `progress` shows steps on a terminal, `sample_sheet` draws the pictures of a run.
 
 Door:
     exporter: MetricsExporter
