@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import training.precision
 from training.optimization.schedule import set_learning_rates
 from training.params import OptimizerParams, ScheduleParams
-from training.tiny.muon import make_tiny_optimizer
+from training.tiny.muon import Float32Muon, make_tiny_optimizer
 
 OPTIMIZER = OptimizerParams(weight_decay=0.05, beta1=0.9, beta2=0.95, clip_norm=1.0)
 
@@ -140,3 +140,19 @@ def test_a_step_in_float32_is_that_of_torch_without_its_rounding(net, monkeypatc
 
     for one, other in zip(net.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=2e-3, rtol=2e-2)
+
+
+@pytest.mark.parametrize("rank", [4, 32])
+def test_without_bfloat16_an_update_of_low_rank_is_the_one_that_torch_computes_with_it(rank):
+    torch.manual_seed(0)
+    weight = torch.randn(64, 96)
+    gradient = torch.randn(64, rank) @ torch.logspace(0, -4, rank).diag() @ torch.randn(rank, 96)
+    updates = []
+    for kind in (torch.optim.Muon, Float32Muon):
+        parameter = nn.Parameter(weight.clone())
+        parameter.grad = gradient.clone()
+        kind([parameter], lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
+        updates.append(parameter.detach() - weight)
+
+    theirs, ours = updates
+    assert (ours - theirs).norm() < 0.03 * theirs.norm()
