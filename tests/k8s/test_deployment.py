@@ -43,6 +43,8 @@ class Handler(Answering):
 def cluster(cluster_with_image: Cluster) -> Iterator[Cluster]:
     """A namespace in which a service runs."""
     with new_namespace(cluster_with_image, NAMESPACE, *small_service(ANSWERING + HANDLER + SERVE)) as found:
+        # Before its first pod answers, a service has nobody to ask.
+        found.run("rollout", "status", "deployment/vargpt", "--timeout", "120s")
         yield found
 
 
