@@ -1,5 +1,6 @@
 """Laws of what trainers register: a version for each publication, by address, in a model of their own."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,14 +13,17 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from model.errors import UserError
 from model.manifest import manifest_sha256, verify
 from tests.training.registry.candidates import METRICS, measured, published_model
+from training.commands.options import MODEL_NAME
 from training.registry.fetch import fetch
 from training.registry.lineage import read_lineage
 from training.registry.trained_versions import TRAINED_MODEL, TRAINED_TAG, WEIGHTS_TAG, track_trained
 from training.registry.versions import register
 from training.tracking.sender import sync_spools
-from training.tracking.tracker import open_tracker
+from training.tracking.tracker import EXPERIMENT, open_tracker
 
 pytestmark = pytest.mark.usefixtures("impatient")
+
+ROOT = Path(__file__).parents[3]
 
 
 def publish(uri: str | None, parent: Path, *folders: Path) -> str:
@@ -111,3 +115,13 @@ def test_a_version_of_the_served_model_names_the_trained_version_it_was_made_fro
     # Weights of its own: what is served stays when the stage is trained anew.
     shutil.rmtree(folder)
     verify(fetch(mlflow_db, f"models:/vargpt/{version}", tmp_path / "scratch"))
+
+
+def test_the_platform_lets_trainers_write_the_very_model_that_they_register():
+    # The administrator's script runs in an image that has nothing of ours.
+    accounts = (ROOT / "k8s" / "platform" / "mlflow" / "accounts.py").read_text()
+
+    named = re.search(r'^MODEL, TRAINED_MODEL, EXPERIMENT = "(.+)", "(.+)", "(.+)"$', accounts, re.MULTILINE)
+
+    assert named and named.groups() == (MODEL_NAME, TRAINED_MODEL, EXPERIMENT)
+    assert 'grant(trainer, "registered_model", TRAINED_MODEL, "EDIT")' in accounts
