@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 import yaml
@@ -18,6 +19,8 @@ from tests.k8s.training_jobs import (
     start_again,
     wait_for_checkpoint,
 )
+from training.registry.lineage import WEIGHTS_TAG
+from training.registry.trained_versions import TRAINED_MODEL
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -39,6 +42,17 @@ def test_the_run_and_its_metrics_are_in_the_tracking_server(stage1):
     pointer = json.loads(stage1.on_volume("cat", "artifacts/stage1.json"))
     [run] = [run for run in runs if run["info"]["run_id"] == pointer["run_id"]]
     assert any("loss" in metric["key"] for metric in run["data"]["metrics"])
+
+
+def test_what_the_stage_published_is_a_version_of_the_trainers_model(stage1):
+    pointer = json.loads(stage1.on_volume("cat", "artifacts/stage1.json"))
+    filtered = urlencode({"filter": f"name = '{TRAINED_MODEL}' AND run_id = '{pointer['run_id']}'"})
+
+    [version] = stage1.ask_mlflow(f"model-versions/search?{filtered}")["model_versions"]
+
+    assert version["status"] == "READY"
+    tags = {tag["key"]: tag["value"] for tag in version["tags"]}
+    assert tags[WEIGHTS_TAG] == pointer["weights_sha256"]
 
 
 def test_the_weights_are_those_of_two_processes_on_this_machine(stage1, tmp_path):
