@@ -9,7 +9,6 @@ from pathlib import Path
 from training.backbones.import_plan import ImportSources
 from training.backbones.import_weights import ImportChoices, Imported, import_weights
 from training.params import Params, WeightsParams
-from training.registry.lineage import WEIGHTS_TAG
 from training.registry.stage_folders import StageFolders
 from training.registry.trained_versions import track_trained
 from training.run_context import RunContext
@@ -53,7 +52,6 @@ def run_import(params: Params, folders: StageFolders, context: RunContext) -> Im
                 commit=context.commit,
                 run_id=run_id,
             )
-        tracker.tag(**{WEIGHTS_TAG: imported.weights_sha256})
         track_trained(tracker, folders.model_dir)
         status = "FINISHED"
     finally:

@@ -10,7 +10,6 @@ from training.backbones.build import make_backbones
 from training.backbones.import_run import is_imported, run_import
 from training.errors import Stopped
 from training.params import BackboneParams, Params
-from training.registry.lineage import WEIGHTS_TAG
 from training.registry.stage_folders import StageFolders, tracked_params
 from training.registry.trained_versions import track_trained
 from training.run_context import RunContext
@@ -52,7 +51,6 @@ def run_backbones(params: Params, folders: StageFolders, context: RunContext) ->
             )
         facts = {**dataclasses.asdict(lineage), "run_id": tracker.mlflow_run_id or run_id}
         weights_sha256 = folders.publish(lambda folder: save_model(model, processor, folder), facts)
-        tracker.tag(**{WEIGHTS_TAG: weights_sha256})
         track_trained(tracker, folders.model_dir)
         status = "FINISHED"
     except Stopped:

@@ -24,8 +24,12 @@ TRAINED_TAG = f"{TAG_PREFIX}trained_version"
 
 
 def track_trained(tracker: Tracker, model_dir: Path) -> None:
-    """Make a stage's published model a version of the trainers' model, as soon as MLflow is in reach."""
-    folder = f"trained-{manifest_sha256(model_dir)[:12]}"
+    """Name a stage's published weights in its run, and make them a version of the trainers' model, as soon as
+    MLflow is in reach.
+    """
+    weights = manifest_sha256(model_dir)
+    tracker.tag(**{WEIGHTS_TAG: weights})
+    folder = f"trained-{weights[:12]}"
     for name in (*small_files(model_dir), LINEAGE):
         tracker.artifact(model_dir / name, (Path(folder) / name).parent.as_posix())
     with TemporaryDirectory() as scratch:

@@ -21,7 +21,6 @@ from training.digits.instructions import sample_prompts
 from training.engines.make import make_engine
 from training.errors import Stopped
 from training.params import Params, StageParams
-from training.registry.lineage import WEIGHTS_TAG
 from training.registry.stage_folders import StageFolders, tracked_params
 from training.registry.trained_versions import track_trained
 from training.run_context import RunContext
@@ -257,7 +256,6 @@ class StageRun:
             lambda folder: self.trainer.write_model(start, folder), lineage
         )
         self.trainer.write_adapters(self.folders.folder / "adapter")
-        self.tracker.tag(**{WEIGHTS_TAG: self.weights_sha256})
         track_trained(self.tracker, self.folders.model_dir)
 
     def _tracked_run_id(self) -> str:
