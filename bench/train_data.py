@@ -27,6 +27,7 @@ from model.config import VargptConfig
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
 from model.text_tokenizer import build_text_tokenizer
+from model.training_attention import training_attention
 from training.data.bad_records import BadRecordLog
 from training.data.batch_loader import BatchLoader
 from training.data.code_cache import CodeCache
@@ -50,7 +51,7 @@ LLAVA_665K = (
     (86, 250, 0.6, True),  # Visual Genome
 )
 PICTURE_TOKENS, MAX_TOKENS, PACK_TOKENS, SCALE = 576, 2048, 4096, 8
-MICRO_BATCH = 8
+MICRO_BATCHES = (8, 16, 32)
 NUM_PICTURES = 48
 STAGES = ("stage1", "stage3")
 
@@ -66,13 +67,11 @@ def lengths_of_llava(count: int) -> list[int]:
 
 
 def measure_packing(samples: int) -> dict[str, Any]:
-    """Samples in micro-batches in random order, sorted by length within a step, and packed."""
+    """Samples in micro-batches in random order, sorted by length, and packed."""
     lengths = lengths_of_llava(samples)
-    ways = {
-        "padded_random": _cut(lengths, MICRO_BATCH),
-        "padded_sorted": _cut(sorted(lengths), MICRO_BATCH),
-        "packed": [[lengths[p] for p in row] for row in pack(lengths, PACK_TOKENS)],
-    }
+    ways = {f"random_{size}": _cut(lengths, size) for size in MICRO_BATCHES}
+    ways["sorted"] = _cut(sorted(lengths), MICRO_BATCHES[0])
+    ways["packed"] = [[lengths[p] for p in row] for row in pack(lengths, PACK_TOKENS)]
     computed = {
         name: sum(sum(row) if name == "packed" else len(row) * max(row) for row in rows)
         for name, rows in ways.items()
@@ -84,8 +83,8 @@ def measure_packing(samples: int) -> dict[str, Any]:
         "filled": {name: sum(lengths) / total for name, total in computed.items()},
         "rows_over_least_possible": len(ways["packed"]) / rows_of_size,
         "tokens_per_second": {name: sum(lengths) / SCALE / spent for name, spent in seconds.items()},
-        "gain_over_random": seconds["padded_random"] / seconds["packed"],
-        "gain_over_sorted": seconds["padded_sorted"] / seconds["packed"],
+        "positions_over_packed": {name: total / computed["packed"] for name, total in computed.items()},
+        "gain_over": {name: spent / seconds["packed"] for name, spent in seconds.items()},
     }
 
 
@@ -106,15 +105,16 @@ def _seconds_of_rows(rows: Sequence[Sequence[int]], is_packed: bool) -> float:
         )
     )
     start = time.process_time()
-    for row in rows:
-        positions = [torch.arange(max(length // SCALE, 1)) for length in row]
-        arguments = (
-            {"position_ids": torch.cat(positions)[None]}
-            if is_packed
-            else {"attention_mask": pad([torch.ones_like(some) for some in positions], 0)}
-        )
-        [shape] = {value.shape for value in arguments.values()}
-        model.states(torch.randn(*shape, 384), use_cache=False, **arguments).square().mean().backward()
+    with training_attention(model, "no"):
+        for row in rows:
+            positions = [torch.arange(max(length // SCALE, 1)) for length in row]
+            arguments = (
+                {"position_ids": torch.cat(positions)[None]}
+                if is_packed
+                else {"attention_mask": pad([torch.ones_like(some) for some in positions], 0)}
+            )
+            [shape] = {value.shape for value in arguments.values()}
+            model.states(torch.randn(*shape, 384), use_cache=False, **arguments).square().mean().backward()
     return time.process_time() - start
 
 

@@ -15,8 +15,9 @@
     weights_address.py   a model whose weights lie on a volume, and its small files in a registry
     weight_files.py      the tensors of such a folder, one by one
     published.py         names of released weights, and ours
-    attention.py         chooses an attention kernel; cpu_kernels.py has faster ones for bfloat16 on a CPU,
-                         fused_kernels.py the loss of liger-kernel
+    attention.py         chooses an attention kernel, training_attention.py that of transformers' models;
+                         cpu_kernels.py has faster ones for bfloat16 on a CPU, fused_kernels.py has the loss
+                         and norms of liger-kernel
 
 A conversation becomes token ids in which every position of an image has a token. `Vargpt.embed` puts words,
 features of input images and tokens of drawn images at their positions, the language model reads them, its

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from model.text_head import TextHead, with_text_head
+from model.training_attention import sample_bounds
 
 # Shape legend: B = batch, T = positions, D = language model width, I = input images, P = positions of one
 # image, W = vision width.
@@ -35,6 +36,13 @@ class LanguageModel(LlamaForCausalLM):
         super().__init__(config)
         self.lm_head: TextHead = with_text_head(self.get_output_embeddings())
 
-    def states(self, embedded_BTD: Tensor, **arguments: Tensor) -> Tensor:
-        """Last hidden states, after the final norm, (B, T, D); further arguments are those of LlamaModel."""
-        return self.model(inputs_embeds=embedded_BTD, **arguments).last_hidden_state
+    def states(self, embedded_BTD: Tensor, position_ids: Tensor | None = None, **arguments: Tensor) -> Tensor:
+        """Last hidden states, after the final norm, (B, T, D); further arguments are those of LlamaModel.
+
+        Args:
+            position_ids: (1, T), of a row that holds several samples: starting anew with each.
+        """
+        bounds = sample_bounds(self.config._attn_implementation, position_ids)
+        return self.model(
+            inputs_embeds=embedded_BTD, position_ids=position_ids, **bounds, **arguments
+        ).last_hidden_state

@@ -1,8 +1,8 @@
 """Encoded samples as one batch of tensors: padded to the longest, or packed one after another in one row.
 
-Both are the arguments of the model's `loss_sums`. In a packed row, positions start anew with every sample. By
-that transformers keeps samples apart: it builds a block-diagonal causal mask for PyTorch's kernels and gives
-flash-attn the lengths, as long as there is no attention mask.
+Both are the arguments of the model's `loss_sums`. In a packed row, positions start anew with every sample and
+there is no attention mask. By that samples are kept apart: transformers builds a block-diagonal causal mask,
+or in training the kernel is told where samples begin (`training_attention`).
 """
 
 from collections.abc import Sequence

@@ -4,13 +4,9 @@ The training of `tiny` uses them, and serving on processors without bfloat16; th
 that asks whether it runs on a CPU.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 # Shape legend: B = batch, N = heads, Q = query tokens, K = key tokens, H = channels of a head, F = features,
 # R = rows, I = inputs, O = outputs.
@@ -78,22 +74,3 @@ def exact_gelu(x_BLF: Tensor) -> Tensor:
     Both differ by 0.0005 at most, an eighth of bfloat16's rounding error between 1 and 2.
     """
     return F.gelu(x_BLF, approximate="none")
-
-
-@contextmanager
-def eager_attention(model: PreTrainedModel, precision: str) -> Iterator[None]:
-    """Within the block, a transformers model computes attention as plain products (`eager`).
-
-    With the fused kernel (`sdpa`) a step of the vision tower takes 1.5 to 2 times as long, and a third of a
-    step of stage 3 goes into its gradient.
-
-    Args:
-        precision: Of autocast, as accelerate names it; nothing is changed unless it is `bf16`, on a CPU.
-    """
-    before = model.config._attn_implementation
-    if precision == "bf16" and model.device.type == "cpu":
-        model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)

@@ -115,7 +115,7 @@ def assert_same(found, expected, atol=1e-5):
 
 
 @pytest.mark.parametrize("kinds", MIXES, ids="+".join)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "sdpa_by_sample"])
 def test_a_packed_row_learns_what_its_samples_learn_alone(processor, model, kinds, attention):
     samples = encoded(processor, kinds)
     model.language_model.set_attn_implementation(attention)

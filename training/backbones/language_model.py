@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerFast
 from model.backbones import LanguageModel
 from model.batches import Encoded
 from model.config import VargptConfig
-from model.cpu_kernels import eager_attention
 from model.losses import IGNORED, text_loss
 from model.processing import VargptProcessor
 from model.text_tokenizer import IMAGE_GEN, SPECIAL_TOKENS, build_text_tokenizer
+from model.training_attention import training_attention
 from training.backbones.fit import FitSettings, fit
 from training.data.bad_records import BadRecordLog
 from training.data.prepared_data import open_train_split
@@ -76,7 +76,7 @@ def train_language(
         return {"text": answer_loss(model, batch)}
 
     model.requires_grad_(True).train()
-    with eager_attention(model, settings.precision):
+    with training_attention(model, settings.precision):
         fit([model], params, settings, compute_losses)
     model.requires_grad_(False).eval()
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbones import VisionTower
-from model.cpu_kernels import eager_attention
+from model.training_attention import training_attention
 from model.transforms import CLIP_MEAN, CLIP_STD
 from training.backbones.fit import FitSettings, fit
 from training.digits.scene_pool import ScenePool, batch_indices
@@ -86,7 +86,7 @@ def train_vision(
             "background": _loss(background[num_random:], pool.backgrounds[plain_B]),
         }
 
-    with eager_attention(tower.clip, settings.precision):
+    with training_attention(tower.clip, settings.precision):
         fit([tower, heads], params, settings, compute_losses)
     tower.requires_grad_(False).eval()
     return heads

@@ -14,6 +14,8 @@ from training.registry.data_pointer import data_md5, data_path, md5_on_disk
 GIBIBYTE = 1 << 30
 NEEDED_GIB = 4
 SQLITE = "sqlite:///"
+# What makes training on GPUs quicker or smaller: the module, and the extra of pyproject.toml that has it.
+OPTIONAL = {"deepspeed": "deepspeed", "flash_attn": "flash", "liger_kernel": "liger"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ def check_machine(pointer: Path, tracking_uri: str) -> list[Finding]:
     return [
         Finding("python", platform.python_version(), True),
         *(_package(name) for name in ("torch", "transformers", "accelerate", "mlflow", "dvc", "bentoml")),
-        *(_optional(name, extra) for name, extra in (("deepspeed", "deepspeed"), ("flash_attn", "flash"))),
+        *(_optional(name, extra) for name, extra in OPTIONAL.items()),
         _device(),
         Finding("cores", str(os.cpu_count()), True),
         _room("memory", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.cpu_kernels import eager_attention
+from model.fused_kernels import fuse_norms
 from model.modeling import VargptForConditionalGeneration
+from model.training_attention import training_attention
 from training.checkpoints import step_folders
 from training.checkpoints.fragments import Fragments
 from training.checkpoints.slices import Flats, views
@@ -68,6 +69,7 @@ class Trainer:
         self.params, self.seed, self.precision = stage, params.seed, params.precision
         self.should_stop, self.num_updates = should_stop, 0
         _take_out(model, "image_tokenizer", engine.device)
+        fuse_norms(model.language_model)
         prepare_blocks(model, stage)
         engine.prepare(
             StageLoss(model, stage, engine.needs_all_modules),
@@ -122,7 +124,7 @@ class Trainer:
             Stopped: `should_stop` returned True, and everything so far is saved.
             SaveError: the same, but it could not be saved.
         """
-        with eager_attention(self.model.language_model, self.precision):
+        with training_attention(self.model.language_model, self.precision, self.params.compile):
             for step in range(first, self.params.steps):
                 if self._exchange_flags():
                     if step > first and not self.save(step, metadata()):
