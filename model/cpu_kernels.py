@@ -1,7 +1,7 @@
 """Faster replacements of PyTorch kernels for bfloat16 on a CPU, where PyTorch's own are slow.
 
-The training of `tiny` uses them, and serving on processors without bfloat16; the one place in this package
-that asks whether it runs on a CPU.
+The training of `tiny` uses them, and serving on processors without bfloat16. Beside `training_attention` the
+one place in this package that asks whether it runs on a CPU.
 """
 
 import torch
