@@ -94,7 +94,13 @@ def test_every_parameter_is_followed_by_the_stage_that_reads_it():
     followed = {stage: params_of(stage, "artifacts/params.json") for stage in DECIDES}
 
     # Neither `joint` nor promotion is a stage of the pipeline, and where stages run decides nothing.
-    assert sections - set().union(*followed.values()) == {"joint", "promote", "launcher", "cluster"}
+    assert sections - set().union(*followed.values()) == {
+        "joint",
+        "promote",
+        "launcher",
+        "processes",
+        "cluster",
+    }
     for stage, names in followed.items():
         assert "size" in names and (stage in ("encode", "evaluate") or stage in names)
 

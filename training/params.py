@@ -219,6 +219,9 @@ class Params(Section):
     launcher: Literal["local", "kubernetes"] = Field(
         description="where stages run: as processes of this machine, or as jobs of a cluster"
     )
+    processes: Literal["auto"] | Positive = Field(
+        description="of a stage on this machine; auto is one for each GPU, or one"
+    )
     cluster: ClusterParams
 
 

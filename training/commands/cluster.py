@@ -27,6 +27,8 @@ LOCALLY = {
     "share": ("training.commands", "share"),
     "evaluate": ("training.commands", "evaluate"),
 }
+# Those that several processes do together. Backbones start their own; an import is one process.
+SHARED = ("encode", "stage1", "stage2", "stage3", "joint")
 APIS = ("pytorchjob", "trainjob")
 NAMESPACE_VARIABLE = "VARGPT_NAMESPACE"
 
@@ -135,17 +137,36 @@ def run(stage: Stage, params: ParamsFile = Path("params.yaml"), size: Size = Non
     if stage not in LOCALLY:
         raise UserError(f"{stage!r} is no stage; stages: {', '.join(LOCALLY)}")
     options = ["--params", str(params), *(["--size", size] if size else [])]
-    command, *arguments = LOCALLY[stage]
     chosen = load_params(params, size)
     if chosen.launcher == "local" or not is_job(stage, chosen):
+        arguments = local_command(stage, _num_processes(chosen.processes))
         # `share` only links what lies here.
         arguments += [] if stage == "share" else options
     elif stage == "share":
         _share_by_name()
         return
     else:
-        command, arguments = "training.commands", ["submit", stage, "--wait", *options]
-    os.execv(sys.executable, [sys.executable, "-m", command, *arguments])
+        arguments = ["training.commands", "submit", stage, "--wait", *options]
+    os.execv(sys.executable, [sys.executable, "-m", *arguments])
+
+
+def local_command(stage: str, processes: int) -> list[str]:
+    """The module, with arguments, that runs a stage on this machine in so many processes where it can."""
+    command = list(LOCALLY[stage])
+    if processes == 1 or stage not in SHARED:
+        return command
+    if stage == "encode":
+        launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        return [*launch, "--module", *command]
+    return [*command, "--nproc", str(processes)]
+
+
+def _num_processes(processes: int | str) -> int:
+    if isinstance(processes, int):
+        return processes
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
 
 
 def _submitter(namespace: str | None) -> "Submitter":

@@ -96,8 +96,8 @@ def encode(
 ) -> None:
     """Compute the codes of all pictures that stages with `cached_codes` draw, each once.
 
-    Goes on where it was stopped. On several GPUs: torchrun --nproc-per-node 8 -m training.commands data
-    encode; each process takes its share of the pictures.
+    Goes on where it was stopped. On several GPUs, as `dvc repro` starts it: torchrun --nproc-per-node 8 -m
+    training.commands data encode; each process takes its share of the pictures.
     """
     from training.params import load_params
 
