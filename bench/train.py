@@ -5,7 +5,7 @@ python -m bench.train --out train.json
 
 Times the Trainer's own step, in pairs side by side: of each stage against the same step with everything
 learning, with a checkpoint being written against without, and by one process against two with half of the
-batch each. `bench.train_data` measures packing, cached codes and the loader.
+batch each. Then, as `bench.train_data` does by itself, packing, cached codes and the loader.
 """
 
 import argparse
@@ -25,7 +25,13 @@ import torch
 
 from bench.gpu_training import ROWS, SyntheticRows, samples_of_row
 from bench.timing import machine, positive_int, report
-from bench.train_data import middle_config
+from bench.train_data import (
+    PACKED_SAMPLES,
+    TIMED_STEPS,
+    measure_codes_and_loader,
+    measure_packing,
+    middle_config,
+)
 from model.config import VargptConfig
 from model.modeling import VargptForConditionalGeneration
 from training.engines.make import make_engine
@@ -169,7 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "freezing": measure_freezing(config, options.repeats),
         "checkpoints": measure_checkpoints(config, options.repeats),
         "processes": measure_processes(options.repeats),
+        "packing": measure_packing(PACKED_SAMPLES),
     }
+    with TemporaryDirectory() as folder:
+        measured["codes"] = measure_codes_and_loader(Path(folder), TIMED_STEPS)
     report(measured, options.out)
 
 

@@ -54,6 +54,8 @@ PICTURE_TOKENS, MAX_TOKENS, PACK_TOKENS, SCALE = 576, 2048, 4096, 8
 MICRO_BATCHES = (8, 16, 32)
 NUM_PICTURES = 48
 STAGES = ("stage1", "stage3")
+# How much is measured unless the command line says otherwise.
+PACKED_SAMPLES, TIMED_STEPS = 512, 5
 
 
 def lengths_of_llava(count: int) -> list[int]:
@@ -229,8 +231,10 @@ def _seconds(action: Callable[[int], object], times: int) -> float:
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=positive_int, default=512, help="samples that are packed")
-    parser.add_argument("--steps", type=positive_int, default=5, help="steps that are timed")
+    parser.add_argument(
+        "--samples", type=positive_int, default=PACKED_SAMPLES, help="samples that are packed"
+    )
+    parser.add_argument("--steps", type=positive_int, default=TIMED_STEPS, help="steps that are timed")
     parser.add_argument("--threads", type=positive_int, default=1)
     parser.add_argument("--out", type=Path, help="file for the JSON")
     options = parser.parse_args()
