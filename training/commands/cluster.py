@@ -3,6 +3,7 @@ says.
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +30,7 @@ LOCALLY = {
 }
 # Those that several processes do together. Backbones start their own; an import is one process.
 SHARED = ("encode", "stage1", "stage2", "stage3", "joint")
+SUBMIT = ("training.commands", "submit")
 APIS = ("pytorchjob", "trainjob")
 NAMESPACE_VARIABLE = "VARGPT_NAMESPACE"
 
@@ -145,8 +147,10 @@ def run(stage: Stage, params: ParamsFile = Path("params.yaml"), size: Size = Non
     elif stage == "share":
         _share_by_name()
         return
+    elif stage == "evaluate":
+        raise typer.Exit(_evaluate_and_release(options))
     else:
-        arguments = ["training.commands", "submit", stage, "--wait", *options]
+        arguments = [*SUBMIT, stage, "--wait", *options]
     os.execv(sys.executable, [sys.executable, "-m", *arguments])
 
 
@@ -159,6 +163,24 @@ def local_command(stage: str, processes: int) -> list[str]:
         launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         return [*launch, "--module", *command]
     return [*command, "--nproc", str(processes)]
+
+
+def _evaluate_and_release(options: list[str]) -> int:
+    """Run both jobs after stage 3, so that the pipeline ends with a champion; the exit code.
+
+    A model that is not promoted has been evaluated all the same: the pipeline is done.
+    """
+    from training.launching.exit_codes import PERMANENT_FAILURE
+
+    for stage in ("evaluate", "release"):
+        command = [sys.executable, "-m", *SUBMIT, stage, "--wait", *options]
+        code = subprocess.run(command, check=False).returncode
+        if code == PERMANENT_FAILURE and stage == "release":
+            typer.echo("evaluated, but not promoted; again: vargpt submit release --wait", err=True)
+            return 0
+        if code:
+            return code
+    return 0
 
 
 def _num_processes(processes: int | str) -> int:

@@ -1,4 +1,4 @@
-"""Laws of stages that `dvc repro` runs on this machine: as many processes as params.yaml says."""
+"""Laws of what `dvc repro` starts: as many processes here as params.yaml says, and promotion on a cluster."""
 
 import json
 import subprocess
@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.commands.cluster import LOCALLY, SHARED, _num_processes, local_command
+from training.commands.cluster import (
+    LOCALLY,
+    SHARED,
+    _evaluate_and_release,
+    _num_processes,
+    local_command,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -58,3 +64,27 @@ def test_two_processes_encode_what_there_is_and_write_one_summary(tmp_path):
     subprocess.run(command, cwd=tmp_path, check=True)
 
     assert json.loads((tmp_path / "artifacts" / "codes.json").read_text()) == {"codes": None}
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ({}, 0),
+        # Gates are closed: the model is evaluated.
+        ({"release": 2}, 0),
+        ({"release": 138}, 138),
+        ({"evaluate": 2}, 2),
+    ],
+)
+def test_the_pipeline_on_a_cluster_ends_with_promotion(monkeypatch, codes, expected):
+    ran = []
+
+    def submit(command, check):
+        stage = command[command.index("submit") + 1]
+        ran.append(stage)
+        return subprocess.CompletedProcess(command, codes.get(stage, 0))
+
+    monkeypatch.setattr(subprocess, "run", submit)
+
+    assert _evaluate_and_release(["--params", "params.yaml"]) == expected
+    assert ran == (["evaluate"] if "evaluate" in codes else ["evaluate", "release"])
