@@ -48,8 +48,8 @@ With offload, what processors take to update weights comes on top.
 
 ## What fits on one GPU
 Rows of {row} positions, the longest sample, with activations computed again. Each cell says what is needed,
-in bold where the GPU has it (a maker's GB are about 2^30 bytes). Host memory holds a copy of a checkpoint
-and, with offload, optimizer states.
+in bold where the GPU has it (a maker's GB are about 2^30 bytes). Host memory holds the model until it is on
+the GPU, a copy of a checkpoint and, with offload, optimizer states.
 
 {small}
 

@@ -66,6 +66,7 @@ class Memory:
         working: On the GPU, of single operations of the backward pass, at most.
         update: On the GPU, of the optimizer's step, when activations are gone.
         buffers: On the GPU, for what processes send each other.
+        start: On the GPU before the first step: the whole model, which an engine shards only there.
         host: In host memory, by what it is.
     """
 
@@ -73,6 +74,7 @@ class Memory:
     working: float
     update: float
     buffers: float
+    start: float
     host: dict[str, float]
 
     @property
@@ -80,7 +82,7 @@ class Memory:
         """The most that tensors take on the GPU at a time."""
         lasting = sum(sum(self.by_kind[kind].values()) for kind in Kind if kind is not Kind.ACTIVATIONS)
         backward = sum(self.by_kind[Kind.ACTIVATIONS].values()) + self.working
-        return lasting + self.buffers + max(backward, self.update)
+        return max(self.start, lasting + self.buffers + max(backward, self.update))
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def plan_memory(
         working=kept.largest_block + kept.largest_operation,
         update=_update_bytes(learning, layout),
         buffers=_buffer_bytes(sizes, layout),
+        start=layout.compute_bytes * sizes.num_held,
         host=_host_bytes(sizes, stage, layout),
     )
 
@@ -232,7 +235,10 @@ def _buffer_bytes(sizes: Sizes, layout: Layout) -> float:
 
 
 def _host_bytes(sizes: Sizes, stage: StageParams, layout: Layout) -> dict[str, float]:
-    host = {"copy of a checkpoint": checkpoint_bytes(sizes, stage) / layout.processes}
+    host = {
+        "model before it is on the GPU": float(layout.stored_bytes * sizes.num_held),
+        "copy of a checkpoint": checkpoint_bytes(sizes, stage) / layout.processes,
+    }
     if layout.offload:
         gradients = FLOAT32_BYTES * sizes.num_learning
         host["optimizer states, weights and gradients"] = (

@@ -31,6 +31,7 @@ def facts(plan: Plan) -> dict[str, Any]:
             "working": memory.working,
             "update": memory.update,
             "buffers": memory.buffers,
+            "start": memory.start,
             "peak": memory.peak,
             "needed": plan.needed,
             "gpu": plan.gpu.memory,
@@ -141,7 +142,7 @@ def _memory(plan: Plan) -> str:
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines = [
         f"working memory {gigabytes(memory.working)}, of the update {gigabytes(memory.update)},"
-        f" buffers {gigabytes(memory.buffers)}",
+        f" buffers {gigabytes(memory.buffers)}, the whole model at the start {gigabytes(memory.start)}",
         f"peak of tensors {gigabytes(memory.peak)}; with what CUDA and its allocator take"
         f" {gigabytes(plan.needed)} of {gigabytes(plan.gpu.memory)}: {verdict}",
         "host memory: " + ", ".join(f"{name} {gigabytes(size)}" for name, size in memory.host.items()),

@@ -122,6 +122,19 @@ def test_zero_shares_what_its_paper_says(processes, params):
     assert gradients == pytest.approx({"zero1": 2 * learning, "zero2": both, "zero3": both})
 
 
+@pytest.mark.parametrize("processes", [8, 512])
+def test_the_whole_model_is_on_a_gpu_before_it_is_shared(params, processes):
+    config, stage = preset("7b"), "stage2"
+    units = dict.fromkeys(batch_of(build("as 7b").config, texts=1)[1], 0)
+    recipe = stage_params(params, stage, engine="zero3")
+
+    memory = planned(config, stage, recipe, units, "bf16", processes, 2)
+
+    whole = 2 * sizes_of(config, STAGES[stage].trains, recipe).num_held
+    assert memory.host["model before it is on the GPU"] == memory.start == whole
+    assert memory.peak >= whole
+
+
 def test_offloaded_states_are_in_host_memory(params):
     config, stage = preset("7b"), "stage2"
     units = dict.fromkeys(batch_of(build("as 7b").config, texts=1)[1], 0)
