@@ -44,14 +44,16 @@ class BackboneCheckpoints:
         step, tensors, state = self._load_newest()
         return None if state is None else (step, unflatten_state(tensors, state["tree"]))
 
-    def save(self, step: int, training_state: Any) -> None:
-        """Write a checkpoint after `step` steps; one that the disk does not take is logged."""
+    def save(self, step: int, training_state: Any) -> bool:
+        """Write a checkpoint after `step` steps. False when the disk did not take it, which is logged."""
         tensors, tree = flatten_state(training_state, "part")
         state = {"fingerprint": self.fingerprint, "is_done": False, "tree": tree}
         try:
             store.save_step(self.folder, step, tensors, state)
         except store.SaveError as error:
             logger.warning("%s", error)
+            return False
+        return True
 
     def load_trained(self) -> dict[str, Tensor] | None:
         """The weights of the backbone if its training is done, or None."""

@@ -42,7 +42,8 @@ def make_backbones(
 
     Raises:
         UserError: data or parameters are wrong.
-        RuntimeError: a worker process died.
+        OSError: a disk failed, also when it had to save for a stop, or a signal ended a worker process.
+        RuntimeError: another error ended a worker process.
         Stopped: `should_stop` returned True, and everything so far is saved.
     """
     if params.preset != TRAINED_PRESET:

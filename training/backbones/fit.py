@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.errors import UserError
 from training.backbones.backbone_checkpoints import BackboneCheckpoints
+from training.checkpoints import step_folders
 from training.errors import Stopped
 from training.optimization.schedule import set_learning_rates
 from training.optimization.weight_average import WeightAverage
@@ -89,14 +90,17 @@ def fit(
 
     Raises:
         Stopped: `settings.checkpoints.should_stop` returned True, and everything so far is saved.
+        SaveError: the same, but it could not be saved.
         UserError: a gradient is not finite; it has changed nothing.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     optimizer = make_tiny_optimizer(modules, params, settings.optimizer_params)
     state = TrainingState(parameters, optimizer, WeightAverage(parameters, params.ema), buffers)
-    for step in range(_resume(state, settings.checkpoints), params.steps):
+    first = _resume(state, settings.checkpoints)
+    for step in range(first, params.steps):
         if settings.checkpoints and settings.checkpoints.should_stop():
-            settings.checkpoints.save(step, state.to_tree())
+            if step > first and not settings.checkpoints.save(step, state.to_tree()):
+                raise step_folders.SaveError(f"stopped after {step} steps, which could not be saved")
             raise Stopped(f"stopped after {step} of {params.steps} steps")
         settings.on_step(step, _train_step(state, params, settings, compute_losses, step))
         if settings.checkpoints and settings.checkpoints.is_due(step + 1):

@@ -26,6 +26,7 @@ def run_backbones(params: Params, folders: StageFolders, context: RunContext) ->
 
     Raises:
         UserError: data or parameters are wrong.
+        OSError: a disk failed, also when it had to save for a stop, or a signal ended a worker process.
         Stopped: `context.should_stop` returned True, and everything so far is saved.
     """
     if is_imported(params.weights):

@@ -25,11 +25,16 @@ STOP_TIMEOUT_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a worker ended, and why it did not finish."""
+    """How a worker ended, and why it did not finish.
+
+    Args:
+        error: What the parent raises for one that failed: UserError, OSError where another start may do, or
+            RuntimeError.
+    """
 
     status: Literal["done", "stopped", "failed"]
     reason: str = ""
-    is_user_error: bool = False
+    error: type[Exception] = RuntimeError
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ class ParentConnection:
         except Stopped as stopped:
             self.connection.send(Outcome("stopped", str(stopped)))
         except (ValueError, OSError, RuntimeError) as error:
-            self.connection.send(Outcome("failed", str(error), isinstance(error, UserError)))
+            kind = next((kind for kind in (UserError, OSError) if isinstance(error, kind)), RuntimeError)
+            self.connection.send(Outcome("failed", str(error), kind))
             raise
         else:
             self.connection.send(Outcome("done"))
@@ -86,6 +92,8 @@ class WorkerProcesses:
         self.deadline = math.inf
         self.processes: dict[Connection, Any] = {}
         self.outcomes: dict[Connection, Outcome] = {}
+        # Of workers that have learned something since they started, which a stop must save.
+        self.begun: set[Connection] = set()
         for name, worker in workers.items():
             ours, theirs = context.Pipe(duplex=False)
             parent = ParentConnection(theirs, self.stop)
@@ -111,6 +119,7 @@ class WorkerProcesses:
             for connection in wait(running, POLL_SECONDS):
                 message = self._receive(connection)
                 if not isinstance(message, Outcome):
+                    self.begun.add(connection)
                     on_step(*message)
                     continue
                 self.outcomes[connection] = message
@@ -123,8 +132,11 @@ class WorkerProcesses:
         except (EOFError, OSError):
             process = self.processes[connection]
             process.join()
+            if self.stop.is_set() and connection not in self.begun:
+                return Outcome("stopped", f"the {process.name} stopped before its first step")
             reason = f"the {process.name} died with exit code {process.exitcode}"
-            return Outcome("stopped" if self.stop.is_set() else "failed", reason)
+            # A signal: memory ran out, or saving took too long. Any other code is an error unforeseen.
+            return Outcome("failed", reason, ChildProcessError if process.exitcode < 0 else RuntimeError)
 
     def kill(self) -> None:
         """Kill every process; checkpoints on the disk are complete at any time."""
@@ -147,6 +159,7 @@ def run_workers(
 
     Raises:
         UserError: a worker raised it.
+        OSError: a disk failed a worker, also while it saved for a stop, or a signal ended it.
         RuntimeError: another error ended a worker.
         Stopped: a stop was requested; everything so far is saved.
     """
@@ -157,7 +170,7 @@ def run_workers(
         processes.close()
     for outcome in processes.outcomes.values():
         if outcome.status == "failed":
-            raise (UserError if outcome.is_user_error else RuntimeError)(outcome.reason)
+            raise outcome.error(outcome.reason)
     for outcome in processes.outcomes.values():
         if outcome.status == "stopped":
             raise Stopped(outcome.reason)

@@ -16,6 +16,7 @@ from training.backbones.fit import FitSettings, fit
 from training.backbones.image_tokenizer import CodebookEma, train_tokenizer
 from training.backbones.vision_tower import clip_normalized, in_random_colors, train_vision
 from training.backbones.visual_decoder import train_decoder
+from training.checkpoints import store
 from training.digits.scene_pool import ScenePool, read_pool
 from training.errors import Stopped
 from training.params import DecoderParams, OptimizerParams, ScheduleParams, TokenizerParams, VisionParams
@@ -239,6 +240,54 @@ def test_a_training_that_is_stopped_saves_every_step(tmp_path):
     step, tree = checkpoints.load()
     assert step == 2
     assert torch.equal(tree["weights"][0], line.weight.detach())
+
+
+def test_a_stop_that_could_not_be_saved_is_a_save_error(tmp_path, monkeypatch):
+    line = torch.nn.Linear(2, 2)
+    steps = []
+    checkpoints = BackboneCheckpoints(tmp_path, "same", every=100, should_stop=lambda: len(steps) == 2)
+    settings = FitSettings(
+        optimizer_params=OPTIMIZER_PARAMS,
+        seed=0,
+        on_step=lambda step, losses: steps.append(step),
+        checkpoints=checkpoints,
+    )
+
+    def full_disk(*_, **__):
+        raise store.SaveError("No space left on device")
+
+    monkeypatch.setattr(store, "save_step", full_disk)
+    with pytest.raises(store.SaveError, match="stopped after 2 steps, which could not be saved"):
+        fit(
+            [line],
+            ScheduleParams(**schedule()),
+            settings,
+            lambda step: {"square": line(torch.ones(2)).square().sum()},
+        )
+
+
+def test_a_checkpoint_that_the_disk_does_not_take_does_not_end_a_training(tmp_path, monkeypatch):
+    line = torch.nn.Linear(2, 2)
+    steps = []
+    settings = FitSettings(
+        optimizer_params=OPTIMIZER_PARAMS,
+        seed=0,
+        on_step=lambda step, losses: steps.append(step),
+        checkpoints=BackboneCheckpoints(tmp_path, "same", every=5),
+    )
+
+    def full_disk(*_, **__):
+        raise store.SaveError("No space left on device")
+
+    monkeypatch.setattr(store, "save_step", full_disk)
+    fit(
+        [line],
+        ScheduleParams(**schedule()),
+        settings,
+        lambda step: {"square": line(torch.ones(2)).square().sum()},
+    )
+
+    assert len(steps) == 12
 
 
 def test_checkpoints_with_another_fingerprint_are_deleted(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.training.scene_shards import write_scene_shard
+from training.backbones import worker_processes
 from training.backbones.build import make_backbones
 from training.errors import Stopped
 from training.params import load_params
@@ -111,10 +112,12 @@ def test_backbones_killed_twice_end_with_the_same_bits(tmp_path, prepared, wait_
 
 
 @pytest.mark.slow
-def test_a_stop_is_raised_after_saving(tmp_path, prepared):
+def test_a_stop_is_raised_after_saving(tmp_path, prepared, monkeypatch):
     steps = []
+    # On a machine that is busy, a worker may still be starting, which must not end it.
+    monkeypatch.setattr(worker_processes, "STOP_TIMEOUT_SECONDS", 300.0)
 
-    with pytest.raises(Stopped, match=r"stopped after \d of 8 steps|died with exit code"):
+    with pytest.raises(Stopped, match=r"stopped after \d of 8 steps"):
         make_backbones(
             small_params(),
             prepared,
