@@ -15,11 +15,11 @@ from pathlib import Path
 
 import typer
 
-from model.errors import UserError
+from model.errors import UserError, redact
+from training.launching.exit_codes import PERMANENT_FAILURE, RETRYABLE_FAILURE
 
 ENTRY_POINTS = "vargpt.commands"
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
-USER_ERROR = 2
 SETTINGS = {
     "add_completion": False,
     "pretty_exceptions_enable": False,
@@ -55,11 +55,18 @@ def application() -> typer.Typer:
 
 
 def main() -> None:
-    """Run one command; a user's mistake is one line and exit code 2, a bug keeps its traceback."""
+    """Run one command; a bug keeps its traceback.
+
+    A user's mistake is one line and exit code 2; a disk or a network that failed is one, too, and exit code
+    138, on which a job on the cluster tries again.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("training").setLevel(logging.INFO)
     try:
         application()(prog_name="vargpt")
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(USER_ERROR)
+        sys.exit(PERMANENT_FAILURE)
+    except OSError as error:
+        typer.echo(f"error: a disk or a network failed, trying again may help: {redact(error)}", err=True)
+        sys.exit(RETRYABLE_FAILURE)

@@ -35,7 +35,8 @@ def help_of(*group):
 def lone_command(folder, body):
     """The command line with one command of the test's own."""
     for package in ("training", "model"):
-        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, folder / package, ignore=ignored, dirs_exist_ok=True)
     (folder / "own.py").write_text(f'import typer\n\n\ndef play():\n    """Does a thing."""\n{body}')
     (folder / "pyproject.toml").write_text(f'[project.entry-points."{ENTRY_POINTS}"]\nplay = "own:play"\n')
 
@@ -109,6 +110,18 @@ def test_a_mistake_is_one_line_and_a_bug_keeps_its_traceback(tmp_path):
     assert bug.returncode == 1
     assert "Traceback" in bug.stderr
     assert "KeyError: 'absent'" in bug.stderr
+
+
+def test_a_disk_or_a_network_that_failed_is_one_line_and_can_be_tried_again(tmp_path):
+    lone_command(tmp_path, '    raise OSError(116, "Stale file handle", "/workspace/prepared")\n')
+    disk = vargpt("play", cwd=tmp_path, code_at=tmp_path)
+    lone_command(tmp_path, '    raise ConnectionError("http://ada:secret@mlflow:5000 is gone")\n')
+    network = vargpt("play", cwd=tmp_path, code_at=tmp_path)
+
+    said = "error: a disk or a network failed, trying again may help: "
+    assert (disk.returncode, network.returncode) == (138, 138), disk.stderr
+    assert disk.stderr == f"{said}[Errno 116] Stale file handle: '/workspace/prepared'\n"
+    assert network.stderr == f"{said}http://mlflow:5000 is gone\n"
 
 
 def test_a_command_ends_with_the_exit_code_that_it_asks_for(tmp_path):
