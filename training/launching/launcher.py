@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="launch: %(message)s")
     try:
         return launch(*read_arguments(arguments), os.environ)
-    except ValueError as error:
+    except UserError as error:
         logger.error("error: %s", error)
         return PERMANENT_FAILURE
     except NodeFault as fault:

@@ -60,7 +60,10 @@ def parse_count(name: str, text: str) -> int:
         import_torch()
         from torch.distributed.run import determine_local_world_size
 
-        return determine_local_world_size(text)
+        try:
+            return determine_local_world_size(text)
+        except ValueError as error:
+            raise UserError(f"{name} cannot be {text} here: {error}") from None
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"{name} must count at least 1, not {text!r}")
     return int(text)

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from model.errors import UserError
 from tests.training.launching.operator_settings import of_another_node, operator_variables
 from training.launching import launcher
 from training.launching.attempts import AttemptCounter, total_committed_steps
@@ -219,6 +220,23 @@ def test_a_disk_that_fails_before_training_can_be_tried_again(monkeypatch):
     monkeypatch.setattr(launcher, "launch", fail)
 
     assert launcher.main(["stage1"]) == 138
+
+
+def test_a_value_error_that_no_user_can_mend_is_not_told_as_a_mistake(monkeypatch):
+    def fail(*_):
+        raise ValueError("Expected both tensors on one device")
+
+    monkeypatch.setattr(launcher, "launch", fail)
+
+    with pytest.raises(ValueError, match="on one device"):
+        launcher.main(["stage1"])
+
+
+def test_processes_for_gpus_that_are_not_there_are_a_mistake(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    with pytest.raises(UserError, match=r"--nproc cannot be gpu here: Cuda is not available"):
+        read_rendezvous({}, "gpu")
 
 
 @pytest.mark.parametrize(("is_done", "code"), [(True, 0), (False, 143)])
