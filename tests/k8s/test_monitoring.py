@@ -12,7 +12,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from serving.metrics import EngineMetrics
-from training.tracking.exporter import MetricsExporter
+from training.tracking.exporter import PREFIX, TOLD, MetricsExporter
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "k8s" / "overlays" / "monitoring"
@@ -89,23 +89,35 @@ def test_every_query_of_a_dashboard_can_be_read(tmp_path):
     promtool(tmp_path, "check", "rules", "queries.yaml")
 
 
-def test_dashboards_and_alerts_name_only_metrics_that_are_exported(tmp_path):
+def exported(folder: Path) -> set[str]:
+    """Names of all series that training, serving and the rules make."""
     engine = EngineMetrics()
     engine.watch(queue_length=lambda: 0, running=lambda: 0)
-    exported = series_of(engine.registry) | series_of(MetricsExporter("stage1", tmp_path).registry)
     recorded = {rule["record"] for rule in RULES if "record" in rule}
-    named = {
-        name
-        for text in [*queries(), *(rule["expr"] for rule in RULES)]
-        for name in re.findall(r"\b(?:[a-z_]+:)?vargpt_[a-z0-9_]+(?::[a-z0-9_]+)?", text)
-    }
+    return series_of(engine.registry) | series_of(MetricsExporter("stage1", folder).registry) | recorded
 
-    assert named <= exported | recorded
+
+def named_in(texts: list[str]) -> set[str]:
+    """Names of our series in queries."""
+    pattern = r"\b(?:[a-z_]+:)?vargpt_[a-z0-9_]+(?::[a-z0-9_]+)?"
+    return {name for text in texts for name in re.findall(pattern, text)}
+
+
+def test_dashboards_and_alerts_name_only_metrics_that_are_exported(tmp_path):
+    named = named_in([*queries(), *(rule["expr"] for rule in RULES)])
+
+    assert named <= exported(tmp_path)
     assert {"vargpt_training_loss", "vargpt_requests_total"} <= named
 
 
+def test_dashboards_show_every_metric_that_a_training_tells():
+    told = {f"{PREFIX}_{series.name}" for series in TOLD.values()}
+
+    assert told <= named_in(queries())
+
+
 def test_a_metric_that_nobody_exports_would_be_found(tmp_path):
-    assert "vargpt_training_mfu" not in series_of(MetricsExporter("stage1", tmp_path).registry)
+    assert named_in(["sum(rate(vargpt_training_mistyped_total[5m]))"]) - exported(tmp_path)
 
 
 def test_monitors_select_the_pods_and_the_service_that_there_are():
