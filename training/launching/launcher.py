@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 EXIT_GRACE_SECONDS = 1.0
 BACKBONES = "backbones"
+# torch's environment variable with the path that the flight record of each rank begins with.
+FLIGHT_RECORD = "TORCH_FR_DUMP_TEMP_FILE"
 
 
 def read_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -90,6 +92,9 @@ def launch(options: argparse.Namespace, passed_on: Sequence[str], environment: M
         raise UserError(f"{BACKBONES} is one process, which starts its own: run it without --nproc or nodes")
     outputs = Path(options.outputs, options.stage)
     check_node(Node(outputs, rendezvous.num_processes, rendezvous.endpoint, environment))
+    if prefix := environment.get(FLIGHT_RECORD):
+        # torch writes a record to a folder that is there, and makes none but its default one.
+        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
     if rendezvous.is_single_process:
         os.execv(command[0], command)
     patience = Patience(options.silence_seconds, options.stall_seconds)
