@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -82,17 +82,18 @@ class StageCheckpoints:
             num_written: Processes whose `status` said so.
 
         Raises:
-            NonFiniteError: what was to be saved is not finite.
+            NonFiniteError: what was to be saved is not finite; OSError on processes whose part is.
         """
         if self._pending is None or num_written + num_failed < self.engine.world_size:
             return False
         (step, job), self._pending = self._pending, None
         error = job.exception()
         if num_failed:
-            self._give_up(step, error)
+            self._together(lambda: self._give_up(step, error))
             return True
         hashes = self.engine.gather(job.result())
-        failure = self._commit(step, hashes) if self.engine.is_main else None
+        # Rank zero also deletes old steps, as large as this one.
+        failure = self._together(lambda: self._commit(step, hashes) if self.engine.is_main else None)
         return bool(self.engine.any_of(failure is not None))
 
     def finish(self) -> bool:
@@ -101,7 +102,7 @@ class StageCheckpoints:
             return False
         job = self._pending[1]
         # Not its result: an error is for `settle`, once all processes have heard of it.
-        self.engine.together(lambda: wait([job]), self.patience(self.num_bytes * self.engine.world_size))
+        self._together(lambda: wait([job]))
         written, failed = self.status()
         total = self.engine.total(torch.tensor([float(written), float(failed)]))
         return self.settle(int(total[0]), int(total[1]))
@@ -127,6 +128,10 @@ class StageCheckpoints:
                     step_folders.step_of(path),
                     json.loads((path / STATE).read_text(encoding="utf-8")),
                 )
+
+    def _together(self, work: Callable[[], Any]) -> Any:
+        """Do what may take as long as to write the pending step; its result here."""
+        return self.engine.together(work, self.patience(self.num_bytes * self.engine.world_size))
 
     def _copied(self, slices: list[Slice], flats: Flats) -> dict[str, Tensor]:
         """The elements of slices in host memory, which later updates do not change; memory is used again."""

@@ -1,6 +1,7 @@
 """Laws of checkpoints that many processes write: one step of all or none, while training goes on."""
 
 import copy
+import shutil
 import threading
 import time
 from datetime import timedelta
@@ -119,3 +120,32 @@ def test_a_part_that_one_process_could_not_write_leaves_the_step_before(broken, 
     group.save(3)
     assert group.finish() == [False, False]
     assert_is_committed(tmp_path, 3)
+
+
+@pytest.mark.parametrize("does", ["commits", "gives up"])
+def test_processes_exchange_signs_of_life_while_the_first_one_commits_or_gives_up(
+    does, monkeypatch, tmp_path
+):
+    """Old steps are as large as the new one: to delete them takes longer than a collective may."""
+    group = Group(tmp_path)
+
+    def slowly(work):
+        def slow(*args, **options):
+            began = group.num_collectives
+            wait_until(lambda: group.num_collectives > began + 2)
+            return work(*args, **options)
+
+        return slow
+
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    if does == "commits":
+        monkeypatch.setattr(step_folders, "commit", slowly(step_folders.commit))
+    else:
+        monkeypatch.setattr(checkpointing, "write_part", fail)
+        monkeypatch.setattr(shutil, "rmtree", slowly(shutil.rmtree))
+    group.save(1)
+
+    assert group.finish() == [does != "commits"] * 2
+    assert names(tmp_path) == (["step_1"] if does == "commits" else [])
