@@ -1,6 +1,7 @@
 """Training jobs of tests on a cluster: a stage under another name, its checkpoints, its weights."""
 
 import copy
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.k8s.cluster import TINY, Cluster
+from training.tracking.mlflow_run import RUN_TAG
+
+LOST = ("restarts", "repeated_steps", "repeated_seconds", "down_seconds")
 
 
 def manifest(stage: str, name: str, *arguments: str) -> dict[str, Any]:
@@ -22,6 +26,12 @@ def manifest(stage: str, name: str, *arguments: str) -> dict[str, Any]:
 def pod_of(job: dict[str, Any]) -> dict[str, Any]:
     """The pod that a job's workers are made of."""
     return job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+
+
+def mount_claim(pod: dict[str, Any], claim: str, path: str) -> None:
+    """Gives the container of a pod one more volume."""
+    pod["volumes"].append({"name": claim, "persistentVolumeClaim": {"claimName": claim}})
+    pod["containers"][0]["volumeMounts"].append({"name": claim, "mountPath": path})
 
 
 def desk() -> dict[str, Any]:
@@ -73,14 +83,86 @@ def wait_for_checkpoint(cluster: Cluster, outputs: str, after: int, seconds: flo
 
 def start_again(cluster: Cluster, name: str) -> None:
     """Starts stage 1 once more, with outputs of its own, and waits for its first checkpoint."""
-    cluster.on_volume("mkdir", name)
-    cluster.on_volume("cp", "--recursive", "outputs/backbones", f"{name}/")
+    copy_backbones(cluster, name)
     cluster.apply(manifest("stage1", name, "--outputs", name))
     wait_for_checkpoint(cluster, name, after=0)
 
 
-def assert_ends_like_stage1(cluster: Cluster, name: str, folder: Path) -> None:
-    """The job ends well, with the weights of the one that nothing disturbed."""
+def copy_backbones(cluster: Cluster, outputs: str) -> None:
+    """Makes a folder of outputs on the volume, with what stage 1 starts from."""
+    cluster.on_volume("mkdir", outputs)
+    cluster.on_volume("cp", "--recursive", "outputs/backbones", f"{outputs}/")
+
+
+def assert_ends_like_stage1(cluster: Cluster, name: str, folder: Path) -> dict[str, float]:
+    """The job ends well, and nothing that was learned or told differs from the one that nothing disturbed.
+
+    Its weights are the same, and one MLflow run has its losses from the first step to the last, over all
+    restarts.
+
+    Returns:
+        What that run says of lost work: restarts, repeated_steps, repeated_seconds, down_seconds.
+    """
     assert cluster.ended(name) == "Succeeded", cluster.logs(name)
     cluster.fetch(folder, "outputs/stage1/model", f"{name}/stage1/model")
     assert_same_weights(folder / name / "stage1" / "model", folder / "outputs" / "stage1" / "model")
+    # What could not be told in time lies in the spool.
+    cluster.on_volume("python", "-m", "training.commands", "sync")
+    run = tracked_run(cluster, name)
+    assert run["info"]["status"] == "FINISHED"
+    assert losses(cluster, run) == losses(cluster, tracked_run(cluster, "outputs"))
+    return lost_work(run)
+
+
+def tracked_run(cluster: Cluster, outputs: str) -> dict[str, Any]:
+    """The one run in the tracking server that the model of stage 1 in a folder comes from."""
+    name = json.loads(cluster.on_volume("cat", f"{outputs}/stage1/model/lineage.json"))["run_id"]
+    experiments = cluster.ask_mlflow("experiments/search?max_results=100")["experiments"]
+    ids = [experiment["experiment_id"] for experiment in experiments]
+    # Where MLflow was out of reach, the record has our own name of the run.
+    conditions = f"attributes.run_id = '{name}'", f"tags.`{RUN_TAG}` = '{name}'"
+    asked = [cluster.ask_mlflow("runs/search", experiment_ids=ids, filter=one) for one in conditions]
+    [run] = [run for found in asked for run in found.get("runs", ())]
+    return run
+
+
+def losses(cluster: Cluster, run: dict[str, Any]) -> list[tuple[int, float]]:
+    """The losses of a run, by step."""
+    query = f"run_id={run['info']['run_id']}&metric_key=loss%2Fimage"
+    history = cluster.ask_mlflow(f"metrics/get-history?{query}")["metrics"]
+    assert history
+    return sorted({(int(metric["step"]), metric["value"]) for metric in history})
+
+
+def lost_work(run: dict[str, Any]) -> dict[str, float]:
+    """What restarts have cost a run, as its metrics say."""
+    metrics = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
+    lost = {name: metrics[f"lost/{name}"] for name in LOST}
+    # Time passes between two attempts, and only there.
+    assert (lost["restarts"] > 0) == (lost["down_seconds"] > 0), lost
+    return lost
+
+
+def seconds_to_next_step(cluster: Cluster, outputs: str, after: int, since: float) -> float:
+    """Waits until another attempt of stage 1 has done a step beyond this one.
+
+    Args:
+        since: Seconds since 1970.
+    """
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        # Written down once a second, and deleted once the stage is done.
+        cat = ("exec", "desk", "--", "sh", "-c", f"cat {outputs}/stage1/*.run.json")
+        if found := cluster.run(*cat, is_checked=False):
+            record = json.loads(found)
+            if record["restarts"] and record["step"] > after:
+                return record["time"] - since
+        elif outputs in finished(cluster):
+            return time.time() - since
+        time.sleep(0.2)
+    raise AssertionError(f"no step after step {after}\n{cluster.logs(outputs)}")
+
+
+def finished(cluster: Cluster) -> list[str]:
+    """Folders in which stage 1 has ended."""
+    return cluster.on_volume("sh", "-c", "ls -d */stage1/model").decode().replace("/stage1/model", "").split()
