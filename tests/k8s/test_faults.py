@@ -1,24 +1,41 @@
-"""What goes wrong around a job on a real cluster: it ends all the same, in one run, with the same weights."""
+"""What goes wrong around a job on a real cluster: it ends all the same, in one run, with the same weights.
+
+What only a person can mend ends it, or holds it, with one sentence that says what.
+"""
 
 import json
+import os
+import re
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.k8s.cluster import Cluster, eventually
+from tests.k8s.cluster import ROOT, Cluster, eventually
 from tests.k8s.training_jobs import (
     assert_ends_like_stage1,
+    copy_backbones,
+    desk,
     finished,
+    manifest,
+    mount_claim,
     newest_checkpoint,
+    pod_of,
     seconds_to_next_step,
     start_again,
 )
+from training.launching.exit_codes import PERMANENT_FAILURE
 
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
 # From the death of any node to the next step; the goal is 60.
 BOUND_SECONDS = 90
+FILL = """
+until ls full/stage1/*/step_*/COMPLETE; do sleep 0.1; done
+head -c 4G /dev/zero > full/stage1/filler || df full/stage1
+"""
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
@@ -128,3 +145,118 @@ def nodes_of(cluster: Cluster, job: str) -> dict[str, str]:
     """The node of each pod of a job."""
     found = cluster.get("pods", "--selector", f"training.kubeflow.org/job-name={job}")["items"]
     return {pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in found}
+
+
+def follow(cluster: Cluster, job: str) -> subprocess.Popen[str]:
+    """`vargpt logs`, which says of a job what `vargpt submit --wait` says; its output is one text."""
+    environment = {
+        **os.environ,
+        "KUBECONFIG": cluster.kubeconfig,
+        "VARGPT_NAMESPACE": cluster.namespace,
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "training.commands", "logs", job]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def assert_failed_for_good(cluster: Cluster, job: str, reason: str) -> None:
+    """The job has ended as one that another start cannot mend, and that is said in one sentence.
+
+    Args:
+        reason: A pattern of that sentence.
+    """
+    assert cluster.ended(job, seconds=600) == "Failed", cluster.logs(job)
+    process = follow(cluster, job)
+    said, _ = process.communicate(timeout=120)
+    assert re.fullmatch(f"{job}: {reason}", said.splitlines()[-1]), said
+    assert process.returncode == PERMANENT_FAILURE
+
+
+@pytest.fixture
+def full_volume(stage1: Cluster) -> Iterator[str]:
+    """A volume that another pod, `filler`, fills to the last byte once a checkpoint of `full` is there."""
+    claim = "full"
+    copy_backbones(stage1, claim)
+    stage1.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": claim},
+            "spec": {
+                "accessModes": ["ReadWriteOnce"],
+                # A tmpfs of this size, which really fills up.
+                "storageClassName": "memory",
+                "resources": {"requests": {"storage": "768Mi"}},
+            },
+        }
+    )
+    filler = desk()
+    filler["metadata"]["name"] = "filler"
+    filler["spec"]["containers"][0]["command"] = ["sh", "-c", FILL + "exec sleep infinity"]
+    mount_claim(filler["spec"], claim, "/workspace/full/stage1")
+    stage1.apply(filler)
+    stage1.run("wait", "--for=condition=Ready", "pod/filler", "--timeout", "60s")
+    yield claim
+    for kind, name in (("pytorchjob", "full"), ("pod", "filler"), ("pvc", claim)):
+        stage1.run("delete", kind, name, "--ignore-not-found")
+
+
+def test_a_full_checkpoint_volume_ends_a_job_with_what_is_free_and_what_is_needed(
+    stage1, script, full_volume
+):
+    job = manifest("stage1", "full", "--outputs", "full")
+    mount_claim(pod_of(job), full_volume, "/workspace/full/stage1")
+    stage1.apply(job)
+
+    # The last checkpoint has no room; another attempt finds that out before it trains.
+    assert_failed_for_good(
+        stage1,
+        "full",
+        r"the volume of full/stage1 has \d+ MiB free, a checkpoint needs \d+: make room or a larger volume",
+    )
+
+    kept = stage1.run("exec", "filler", "--", "find", "full/stage1", "-name", "COMPLETE")
+    assert kept, "what was saved before is gone"
+
+
+def test_a_job_whose_secret_is_missing_says_which_and_begins_once_it_is_there(stage1, tmp_path):
+    copy_backbones(stage1, "keyless")
+    job = manifest("stage1", "keyless", "--outputs", "keyless")
+    pod_of(job)["containers"][0]["envFrom"].append({"secretRef": {"name": "forgotten"}})
+    stage1.apply(job)
+
+    with follow(stage1, "keyless") as process:
+        # Two minutes at most.
+        limit = threading.Timer(120, process.kill)
+        limit.start()
+        line = next((line for line in process.stdout if "forgotten" in line), "")
+        limit.cancel()
+        process.kill()
+    assert re.search(r'waits: pytorch: CreateContainerConfigError: secret "forgotten" not found', line)
+
+    stage1.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "forgotten"}})
+    lost = assert_ends_like_stage1(stage1, "keyless", tmp_path)
+    assert stage1.starts("keyless") == 2 and lost["restarts"] == 0
+    stage1.run("delete", "secret", "forgotten")
+
+
+def test_a_worker_that_always_crashes_is_given_up_after_three_attempts(stage1):
+    stage1.on_volume("mkdir", "looping")
+    stage1.on_volume("sh", "-c", "printf 'import os\\nos.abort()\\n' > looping/always_crashes.py")
+    job = manifest("stage1", "looping", "--outputs", "looping", "--module", "always_crashes")
+    pod_of(job)["containers"][0]["env"].append({"name": "PYTHONPATH", "value": "/app:/workspace/looping"})
+    stage1.apply(job)
+
+    assert_failed_for_good(stage1, "looping", "no checkpoint was committed in 3 attempts; giving up")
+
+    # The fourth start only says so.
+    assert starts_of(stage1, "looping", "looping-worker-0") == 4
+
+
+def starts_of(cluster: Cluster, job: str, pod: str) -> int:
+    """How often a pod of a job was made."""
+    events = cluster.get("events", "--field-selector", f"involvedObject.name={job}")["items"]
+    made = (event for event in events if event["reason"] == "SuccessfulCreatePod")
+    return sum(event.get("count") or 1 for event in made if event["message"].endswith(pod))

@@ -194,6 +194,18 @@ def test_why_a_pod_waits_is_said_once(api, follow):
     assert said.count("worker-0 waits: Unschedulable: 0/3 nodes: 3 GPUs") == 1
 
 
+def test_a_secret_that_is_missing_is_named_while_its_pods_wait(api, follow):
+    api.objects["pytorchjobs", "j"] = pytorchjob("j", "Created")
+    waiting = {"reason": "CreateContainerConfigError", "message": 'secret "mlflow-trainer" not found'}
+    api.objects["pods", "j-worker-0"] = pod("j", 0, {"waiting": waiting})
+    later(0.5, lambda: api.objects.update({("pytorchjobs", "j"): pytorchjob("j", "Succeeded")}))
+
+    _, said = follow()
+
+    sentence = 'worker-0 waits: pytorch: CreateContainerConfigError: secret "mlflow-trainer" not found'
+    assert said.count(sentence) == 1
+
+
 def test_lines_of_several_workers_say_whose_they_are_and_come_once(api, follow):
     api.objects["pytorchjobs", "j"] = pytorchjob("j", "Running")
     for index in (0, 1):
