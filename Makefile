@@ -68,8 +68,8 @@ ON_CLUSTER = CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m
 test-cluster: env  ## test manifests, placement and training on a real cluster (skipped without one, fails if CLUSTER=required)
 	$(ON_CLUSTER) tests/k8s/test_validation.py tests/k8s/test_cluster.py
 
-test-cluster-slow: env  ## test the whole, platform, submission, deployment, scaling and faults there (over an hour)
-	$(ON_CLUSTER) tests/k8s/test_whole_pipeline.py tests/k8s/test_platform.py tests/k8s/test_submission.py tests/k8s/test_deployment.py tests/k8s/test_scaling.py tests/k8s/test_faults.py
+test-cluster-slow: env  ## test the whole, platform, roles, submission, deployment, scaling and faults there (over an hour)
+	$(ON_CLUSTER) tests/k8s/test_whole_pipeline.py tests/k8s/test_platform.py tests/k8s/test_roles.py tests/k8s/test_submission.py tests/k8s/test_deployment.py tests/k8s/test_scaling.py tests/k8s/test_faults.py
 
 lint: env  ## check style with ruff, names and signatures with mypy
 	$(BIN)/ruff check .

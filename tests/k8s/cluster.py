@@ -129,6 +129,40 @@ def new_namespace(cluster: Cluster, name: str, *items: dict[str, Any]) -> Iterat
     cluster.run("delete", "namespace", name)
 
 
+def idle_pod(name: str, namespace: str, labels: dict[str, str], secret: str | None) -> dict[str, Any]:
+    """A pod with the tracking server's image that does nothing."""
+    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    sources = [{"configMapRef": {"name": "vargpt"}}, {"secretRef": {"name": secret}}] if secret else []
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 0,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 10001,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [
+                {
+                    "name": "idle",
+                    "image": IMAGES["vargpt-mlflow"],
+                    "imagePullPolicy": "IfNotPresent",
+                    "command": ["python", "-m", "http.server", "3000"],
+                    "envFrom": sources,
+                    "resources": {
+                        "requests": {"cpu": "20m", "memory": "64Mi"},
+                        "limits": {"memory": "1Gi"},
+                    },
+                    "securityContext": security,
+                }
+            ],
+        },
+    }
+
+
 def eventually(is_so: Callable[[], bool], seconds: float = 120) -> None:
     """Waits until it is so."""
     until = time.monotonic() + seconds

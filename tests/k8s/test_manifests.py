@@ -1,5 +1,6 @@
 """What can be said of the manifests without a cluster."""
 
+import json
 import re
 
 import kubernetes_validate
@@ -11,6 +12,7 @@ from tests.k8s.manifests import (
     K8S,
     MANIFESTS,
     ROOT,
+    STAGES,
     TINY,
     containers,
     everything,
@@ -217,6 +219,55 @@ def test_jobs_find_the_tracking_server_under_a_name_that_it_answers_to():
     assert address == f"mlflow:{port['port']}"
     assert {"mlflow", address, "mlflow.vargpt.svc.cluster.local", "localhost"} <= set(hosts.split(","))
     assert {"name": "Host", "value": address} in container["readinessProbe"]["httpGet"]["httpHeaders"]
+
+
+def policy_text(name: str) -> str:
+    """What an admission policy says."""
+    return json.dumps(named("ValidatingAdmissionPolicy", name)["spec"])
+
+
+def test_every_settings_map_of_the_platform_is_closed_to_who_only_writes_parameters():
+    maps = {item["metadata"]["name"] for _, item in everything() if item["kind"] == "ConfigMap"} | GENERATED
+    listed = re.search(r"object\.metadata\.name in (\[[^]]+\])", policy_text("vargpt-settings"))
+
+    assert set(yaml.safe_load(listed[1])) == maps
+
+
+def test_every_secret_but_those_of_training_and_every_volume_of_the_registry_is_asked_for():
+    text = policy_text("vargpt-credentials")
+    trains = {
+        source["secretRef"]["name"]
+        for stage in STAGES
+        for pod in pods(objects(K8S / f"{stage}.yaml")[0])
+        for container in containers(pod)
+        for source in container["envFrom"]
+        if "secretRef" in source
+    }
+    [database] = named("StatefulSet", "postgres")["spec"]["volumeClaimTemplates"]
+
+    assert trains == {"mlflow-trainer"}
+    assert "['', 'mlflow-trainer', 'dvc-remote']" in text
+    assert "['', 'default', 'trainer']" in text
+    assert f"['models', 'objects', '{database['metadata']['name']}-postgres-0']" in text
+
+
+def test_a_role_may_use_what_its_jobs_are_made_of_and_no_other_has_the_verb():
+    roles = {item["metadata"]["name"]: item["rules"] for _, item in everything() if item["kind"] == "Role"}
+    used = {
+        (role, resource, name)
+        for role, rules in roles.items()
+        for rule in rules
+        for resource in rule["resources"]
+        for name in rule.get("resourceNames", ["any"])
+        if "use" in rule["verbs"]
+    }
+
+    assert used == {
+        ("releaser", "serviceaccounts", "promoter"),
+        ("releaser", "secrets", "mlflow-promoter"),
+        ("releaser", "persistentvolumeclaims", "models"),
+        ("deployer", "serviceaccounts", "serving"),
+    }
 
 
 def test_the_service_loses_no_request_when_a_pod_goes():

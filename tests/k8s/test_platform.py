@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import yaml
 
-from tests.k8s.cluster import IMAGES, K8S, Cluster, eventually, new_namespace
+from tests.k8s.cluster import K8S, Cluster, eventually, idle_pod, new_namespace
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -55,40 +54,6 @@ for address in sys.argv[1:]:
 """
 
 
-def desk(name: str, namespace: str, labels: dict[str, str], secret: str | None) -> dict[str, Any]:
-    """A pod with the tracking server's image that does nothing."""
-    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    sources = [{"configMapRef": {"name": "vargpt"}}, {"secretRef": {"name": secret}}] if secret else []
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace, "labels": labels},
-        "spec": {
-            "automountServiceAccountToken": False,
-            "terminationGracePeriodSeconds": 0,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 10001,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [
-                {
-                    "name": "desk",
-                    "image": IMAGES["vargpt-mlflow"],
-                    "imagePullPolicy": "IfNotPresent",
-                    "command": ["python", "-m", "http.server", "3000"],
-                    "envFrom": sources,
-                    "resources": {
-                        "requests": {"cpu": "20m", "memory": "64Mi"},
-                        "limits": {"memory": "1Gi"},
-                    },
-                    "securityContext": security,
-                }
-            ],
-        },
-    }
-
-
 def python(cluster: Cluster, pod: str, program: str, *arguments: str) -> str:
     """What a program prints that runs in a pod."""
     return cluster.run("exec", pod, "--", "python", "-c", program, *arguments).decode()
@@ -98,7 +63,7 @@ def python(cluster: Cluster, pod: str, program: str, *arguments: str) -> str:
 def trainer(platform: Cluster) -> Cluster:
     """The platform with a pod `trainer-desk` under the trainers' account, where workers' rules hold."""
     labels = {"app.kubernetes.io/component": "training"}
-    platform.apply(desk("trainer-desk", "vargpt", labels, "mlflow-trainer"))
+    platform.apply(idle_pod("trainer-desk", "vargpt", labels, "mlflow-trainer"))
     platform.run("wait", "--for=condition=Ready", "pod/trainer-desk", "--timeout", "120s")
     return platform
 
@@ -146,10 +111,10 @@ def stranger(platform: Cluster) -> Iterator[Cluster]:
         "vargpt.io/version": "1",
         "vargpt.io/weights": "0123456789ab",
     }
-    pod = json.dumps(desk("answers", "vargpt", labels, None)).encode()
+    pod = json.dumps(idle_pod("answers", "vargpt", labels, None)).encode()
     # The policy learns of the list a moment later.
     eventually(lambda: not platform.call("apply", "--filename", "-", data=pod).returncode)
-    with new_namespace(platform, "stranger", desk("stranger", "stranger", {}, None)) as found:
+    with new_namespace(platform, "stranger", idle_pod("stranger", "stranger", {}, None)) as found:
         platform.run("wait", "--for=condition=Ready", "pod/answers", "--timeout", "120s")
         found.run("wait", "--for=condition=Ready", "pod/stranger", "--timeout", "120s")
         yield found

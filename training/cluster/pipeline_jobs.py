@@ -28,7 +28,7 @@ from training.params import STAGES, Params
 FETCH, PREPARE, BACKBONES, ENCODE = "fetch", "prepare", "backbones", "encode"
 EVALUATE, PROMOTE, PACKAGE = "evaluate", "promote", "package"
 RELEASE_STEPS = (EVALUATE, PROMOTE, PACKAGE)
-PROMOTER_SECRET, REMOTE_SECRET = "mlflow-promoter", "dvc-remote"
+PROMOTER_ACCOUNT, PROMOTER_SECRET, REMOTE_SECRET = "promoter", "mlflow-promoter", "dvc-remote"
 MODELS_CLAIM, MODELS = "models", "/models"
 
 
@@ -66,9 +66,13 @@ def render_release(
         steps: Some of evaluate, promote, package, in that order.
     """
     made = [_release_step(step, params, options, packaging_image) for step in steps]
-    volumes = [*data_volumes(), {"name": "models", "persistentVolumeClaim": {"claimName": MODELS_CLAIM}}]
+    volumes, account = data_volumes(), TRAINER_ACCOUNT
+    # Who may only submit stages may measure as well, but not this.
+    if set(steps) != {EVALUATE}:
+        volumes.append({"name": "models", "persistentVolumeClaim": {"claimName": MODELS_CLAIM}})
+        account = PROMOTER_ACCOUNT
     before = [link_data(options.image, options.data_md5, "job"), *made[:-1]]
-    pod = pod_spec([made[-1]], params.cluster, "promoter", before, volumes)
+    pod = pod_spec([made[-1]], params.cluster, account, before, volumes)
     return _job(options.name or "release", params, options, pod)
 
 

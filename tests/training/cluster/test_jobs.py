@@ -123,6 +123,18 @@ def test_only_the_steps_that_promote_and_package_have_the_promoting_account():
     }
 
 
+@pytest.mark.parametrize(
+    ("steps", "account"), [(["evaluate"], "trainer"), (["promote", "package"], "promoter")]
+)
+def test_measuring_alone_needs_neither_the_promoting_account_nor_the_volume_of_the_registry(steps, account):
+    release = render_release(LARGE, OPTIONS, "registry/packaging:1", steps)
+    pod = release["spec"]["template"]["spec"]
+    claims = [volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod["volumes"]]
+
+    assert pod["serviceAccountName"] == account
+    assert ("models" in claims) == (account == "promoter")
+
+
 def test_an_image_without_tag_or_digest_is_refused(tmp_path):
     folder = tmp_path / "k8s" / "images"
     folder.mkdir(parents=True)
