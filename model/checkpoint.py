@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from model.config import VargptConfig
 from model.errors import UserError
@@ -14,7 +14,7 @@ from model.manifest import manifest_sha256, verify, write_manifest
 from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
 from model.vargpt import PARTS
-from model.weight_files import MAX_SHARD
+from model.weight_files import MAX_SHARD, opened_safetensors, reading_error
 
 __all__ = ["load_model", "manifest_sha256", "save_model", "verify"]
 
@@ -32,15 +32,17 @@ def load_model(
 ) -> tuple[VargptForConditionalGeneration, VargptProcessor]:
     """Load what `save_model` wrote, in evaluation mode.
 
-    UserError when the folder is no model, or when its weights are not exactly those that its config asks for.
-
     Args:
         dtype: Type of the weights; by default as saved.
+
+    Raises:
+        UserError: the folder is no model, or its weights are not exactly those that its config asks for.
+        OSError: a disk failed.
     """
     folder = Path(folder)
     read_config(folder)
+    _refuse_parts_alone(folder)
     try:
-        _refuse_parts_alone(folder)
         # Without a check of our own, transformers would fill what is missing with random numbers.
         model, found = VargptForConditionalGeneration.from_pretrained(
             folder,
@@ -50,7 +52,7 @@ def load_model(
             ignore_mismatched_sizes=True,
         )
     except (SafetensorError, OSError) as error:
-        raise UserError(f"the weights in {folder} cannot be read: {error}") from error
+        raise reading_error(folder, error) from error
     for kind in ("missing", "unexpected", "mismatched"):
         if names := sorted(str(name) for name in found[f"{kind}_keys"]):
             raise UserError(f"{folder} has {kind} weights: {', '.join(names[:5])}")
@@ -61,7 +63,7 @@ def _refuse_parts_alone(folder: Path) -> None:
     """Raise UserError where whole parts of the model are not there, as in an import that is not complete."""
     found = set()
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as weights:
+        with opened_safetensors(file) as weights:
             found |= {name.partition(".")[0] for name in weights.keys()}  # noqa: SIM118 - no dictionary
     if found and (missing := [part for part in PARTS if part not in found]):
         raise UserError(

@@ -9,6 +9,9 @@ _CREDENTIALS = re.compile(
     r"(?<=://)[^\s/:@]+:\S*@|(?<=://)[^\s/:]+@|(?<=password=)[^\s&'\"]+|(?<=token=)[^\s&'\"]+", re.IGNORECASE
 )
 
+# What the system says of a path that is wrong.
+_OF_PATHS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
 
 class UserError(ValueError):
     """Wrong configuration, data or request; the message says what is wrong and where.
@@ -16,6 +19,16 @@ class UserError(ValueError):
     Trying again cannot help, so commands and training end with exit code 2 and the service answers with
     status 400. Any other ValueError is a bug.
     """
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether reading a file failed by a disk or a network, which may pass, unlike what is wrong with a file.
+
+    The system numbers its errors; libraries say of a damaged file without a number what is wrong. Libraries
+    in Rust have the system's number in the message alone.
+    """
+    is_numbered = getattr(error, "errno", None) is not None or "(os error " in str(error)
+    return is_numbered and not isinstance(error, _OF_PATHS)
 
 
 def redact(text: Exception | str) -> str:

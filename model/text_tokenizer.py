@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from model.config import VargptConfig
-from model.errors import UserError
+from model.errors import UserError, is_outage
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 # Stand in a conversation for an input image and for a drawn one. The first is a token, which the processor
@@ -47,13 +47,17 @@ def build_text_tokenizer(texts: Iterable[str], config: VargptConfig) -> PreTrain
 def published_text_tokenizer(folder: Path, config: VargptConfig) -> PreTrainedTokenizerBase:
     """LLaVA's text tokenizer, or that of a released VARGPT, with the three tokens of drawings.
 
-    UserError when the folder has none that can be read, or it numbers a token otherwise than the config.
+    Raises:
+        UserError: the folder has none that can be read, or it numbers a token otherwise than the config.
+        OSError: a disk failed.
     """
     if not Path(folder).is_dir():
         raise UserError(f"there is no folder {folder} to read a text tokenizer from")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
+        if is_outage(error):
+            raise
         reason = str(error).partition("\n")[0]
         raise UserError(f"{folder} holds no text tokenizer that can be read: {reason}") from error
     # The space before a drawing is part of its start token.

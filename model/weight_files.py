@@ -11,7 +11,8 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +22,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model.errors import UserError
+from model.errors import UserError, is_outage
 
 INDEX = "model.safetensors.index.json"
 MAX_SHARD = "5GB"
@@ -64,14 +65,19 @@ class WeightFiles(Protocol):
     tensors: Mapping[str, StoredTensor]
 
     def read(self, name: str) -> Tensor:
-        """The content of one tensor, on the CPU. UserError when the file cannot be read any more."""
+        """The content of one tensor, on the CPU.
+
+        UserError when the file is gone or damaged, OSError when a disk failed.
+        """
         ...
 
 
 def open_weights(path: Path) -> WeightFiles:
     """The weights of a safetensors file, of a folder of such files, or of a published `.pth`.
 
-    UserError when there are none, when a file cannot be read, or holds anything else than tensors.
+    Raises:
+        UserError: there are none, or a file is damaged or holds anything else than tensors.
+        OSError: a disk failed.
     """
     path = Path(path)
     if path.is_dir():
@@ -102,6 +108,28 @@ def _files_in(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+@contextmanager
+def opened_safetensors(file: Path) -> Iterator[safe_open]:
+    """A safetensors file, to be read instead of mapped.
+
+    Raises:
+        UserError: it is not there, or damaged.
+        OSError: a disk failed.
+    """
+    try:
+        # Of whatever it cannot open, safetensors says that it is not there.
+        file.open("rb").close()
+        with safe_open(file, framework="pt", backend="pread") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise reading_error(file, error) from error
+
+
+def reading_error(path: Path, error: Exception) -> UserError | OSError:
+    """What to raise for an error of a library that reads a file or folder."""
+    return (OSError if is_outage(error) else UserError)(f"{path} cannot be read: {error}")
+
+
 class SafetensorsFiles:
     """Weights of safetensors files, read instead of mapped: mapped pages would count as memory."""
 
@@ -115,21 +143,14 @@ class SafetensorsFiles:
                 self.tensors[name] = stored
 
     def read(self, name: str) -> Tensor:
-        file = self.tensors[name].file
-        try:
-            with safe_open(file, framework="pt", backend="pread") as opened:
-                return opened.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} cannot be read: {error}") from error
+        with opened_safetensors(self.tensors[name].file) as opened:
+            return opened.get_tensor(name)
 
 
 def _stored_in(file: Path) -> dict[str, StoredTensor]:
-    try:
-        with safe_open(file, framework="pt", backend="pread") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no dictionary
-            found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+    with opened_safetensors(file) as opened:
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no dictionary
+        found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     for name, (_, kind) in found.items():
         if kind not in _TYPES:
             raise UserError(f"{name} in {file} is of type {kind}, which is not supported")
@@ -160,7 +181,7 @@ class PthFile:
         try:
             weights = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._is_mapped)
         except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError) as error:
-            raise UserError(f"{self.path} cannot be read: {error}") from error
+            raise reading_error(self.path, error) from error
         if not isinstance(weights, dict):
             raise UserError(f"{self.path} holds a {type(weights).__name__} instead of tensors by name")
         for name, value in weights.items():

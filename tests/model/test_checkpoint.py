@@ -64,6 +64,16 @@ def test_a_folder_that_is_not_exactly_the_saved_model_is_refused(folder, damage,
         load_model(folder)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_disk_that_fails_is_no_mistake_of_the_folder(folder, name):
+    (folder / name).unlink()
+    # A file that can be opened, but neither read from its beginning nor mapped.
+    (folder / name).symlink_to("/proc/self/mem")
+
+    with pytest.raises(OSError, match=r"Input/output error|No such device"):
+        load_model(folder)
+
+
 def test_weights_are_loaded_in_the_type_that_is_asked_for(folder):
     assert load_model(folder)[0].dtype == torch.float32
     assert load_model(folder, torch.bfloat16)[0].dtype == torch.bfloat16

@@ -2,7 +2,7 @@
 
 import pytest
 
-from model.errors import redact
+from model.errors import is_outage, redact
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,23 @@ def test_an_address_is_shown_without_what_opens_it(text, shown):
 
 def test_a_page_of_html_is_cut_to_a_line_for_a_log():
     assert len(redact("x" * 10_000)) == 300
+
+
+@pytest.mark.parametrize(
+    ("error", "may_pass"),
+    [
+        (OSError(5, "Input/output error"), True),
+        (OSError(116, "Stale file handle"), True),
+        (OSError(24, "Too many open files"), True),
+        (OSError("No such device (os error 19)"), True),
+        (RuntimeError("Error while deserializing header: I/O error: broken (os error 5)"), True),
+        (FileNotFoundError(2, "No such file or directory"), False),
+        (IsADirectoryError(21, "Is a directory"), False),
+        (PermissionError(13, "Permission denied"), False),
+        (FileNotFoundError("No such file or directory: weights"), False),
+        (OSError("Error no file named model.safetensors found"), False),
+        (RuntimeError("Error while deserializing header: header too small"), False),
+    ],
+)
+def test_what_the_system_failed_at_may_pass_and_what_is_wrong_with_a_file_stays(error, may_pass):
+    assert is_outage(error) == may_pass

@@ -140,3 +140,13 @@ def test_a_folder_without_a_text_tokenizer_is_named_in_one_line(preset, tmp_path
         published_text_tokenizer(tmp_path / "none", config)
     with pytest.raises(ValueError, match=r"holds no text tokenizer that can be read: [^\n]+$"):
         published_text_tokenizer(tmp_path, config)
+
+
+def test_a_disk_that_fails_is_no_mistake_of_the_text_tokenizer(preset, tmp_path):
+    write_text_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    # A file that can be opened, but not read from its beginning.
+    (tmp_path / "tokenizer.json").symlink_to("/proc/self/mem")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        published_text_tokenizer(tmp_path, preset_named(preset))

@@ -78,6 +78,16 @@ def test_an_image_has_the_colors_of_its_scene_and_the_same_seed_gives_the_same_i
             assert (distance_to_back < 16).mean() > 0.3
 
 
+def test_a_disk_that_fails_is_no_mistake_of_the_scans(data, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(pq, "read_table", fail)
+
+    with pytest.raises(OSError, match="Stale file handle"):
+        load_scans(data)
+
+
 def test_broken_and_missing_scans_are_named(tmp_path):
     path = tmp_path / "digits.parquet"
     with pytest.raises(UserError, match=r"no scans at .*digits\.parquet; fetch them with: dvc pull"):
