@@ -4,12 +4,16 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from model.errors import UserError
+from model.errors import UserError, redact
 from training.params import Params, parse_params
 from training.registry.lineage import TAG_PREFIX
 from training.stages.run import PARAMS_ARTIFACT, PROCESSES_TAG
-from training.tracking.mlflow_run import STAGE_TAG, connect, find_run
+from training.tracking.mlflow_run import STAGE_TAG, connect, find_run, outage_errors
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 
 @dataclass(frozen=True)
@@ -35,25 +39,25 @@ class RecordedRun:
 def recorded_run(run: str, tracking_uri: str) -> RecordedRun:
     """The run of this MLflow id, or of our own name for it.
 
-    UserError when MLflow knows none, or it is not of a stage that starts from another.
+    Raises:
+        UserError: MLflow knows none, or it is not of a stage that starts from another.
+        ConnectionError: MLflow cannot be reached.
     """
-    client = connect(tracking_uri)
-    found = find_run(client, run)
-    if found is None:
-        raise UserError(f"MLflow at {tracking_uri} knows no run {run!r}")
-    tags, run_id = found.data.tags, found.info.run_id
-    needed = [
-        STAGE_TAG,
-        PROCESSES_TAG,
-        *(TAG_PREFIX + name for name in ("parent_stage", "parent_weights_sha256")),
-    ]
-    if missing := [tag for tag in needed if tag not in tags]:
-        raise UserError(f"run {run} cannot be repeated: its tag {missing[0]} is missing")
-    with tempfile.TemporaryDirectory() as folder:
-        path = client.download_artifacts(run_id, PARAMS_ARTIFACT, folder)
-        params = parse_params(json.loads(Path(path).read_text(encoding="utf-8")))
+    try:
+        client = connect(tracking_uri)
+        found = find_run(client, run)
+        if found is None:
+            raise UserError(f"MLflow at {redact(tracking_uri)} knows no run {run!r}")
+        _refuse_incomplete(found, run)
+        with tempfile.TemporaryDirectory() as folder:
+            path = client.download_artifacts(found.info.run_id, PARAMS_ARTIFACT, folder)
+            params = parse_params(json.loads(Path(path).read_text(encoding="utf-8")))
+    except outage_errors() as error:
+        address, reason = redact(tracking_uri), redact(error).partition("\n")[0]
+        raise ConnectionError(f"MLflow at {address} cannot be read: {reason}") from None
+    tags = found.data.tags
     return RecordedRun(
-        run_id,
+        found.info.run_id,
         tags[STAGE_TAG],
         params,
         int(tags[PROCESSES_TAG]),
@@ -63,3 +67,13 @@ def recorded_run(run: str, tracking_uri: str) -> RecordedRun:
         tags[f"{TAG_PREFIX}parent_weights_sha256"],
         tags.get(f"{TAG_PREFIX}weights_sha256"),
     )
+
+
+def _refuse_incomplete(found: "Run", run: str) -> None:
+    needed = [
+        STAGE_TAG,
+        PROCESSES_TAG,
+        *(TAG_PREFIX + name for name in ("parent_stage", "parent_weights_sha256")),
+    ]
+    if missing := [tag for tag in needed if tag not in found.data.tags]:
+        raise UserError(f"run {run} cannot be repeated: its tag {missing[0]} is missing")

@@ -44,6 +44,7 @@ def replay(run: str, step: int, tracking_uri: str, folders: StageFolders) -> Rep
 
     Raises:
         UserError: the run is not known, has no such step, or data and starting weights are not its own.
+        ConnectionError: MLflow cannot be reached.
     """
     recorded = recorded_run(run, tracking_uri)
     folders = replace(folders, stage=recorded.stage)

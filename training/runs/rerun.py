@@ -41,6 +41,7 @@ def rerun(run: str, tracking_uri: str, folders: StageFolders, any_code: bool) ->
 
     Raises:
         UserError: code, data, or the weights that it started from are not those of the run.
+        ConnectionError: MLflow cannot be reached.
         subprocess.CalledProcessError: the repetition failed, as it has logged.
     """
     recorded = recorded_run(run, tracking_uri)
@@ -50,10 +51,12 @@ def rerun(run: str, tracking_uri: str, folders: StageFolders, any_code: bool) ->
     _refuse_other_inputs(recorded, folders, any_code)
     folder = folders.outputs / FOLDER / recorded.run_id
     _lay_out(folder, recorded, folders)
-    command = [sys.executable, "-m", "training.launching", recorded.stage, "--tracking-uri", tracking_uri]
+    command = [sys.executable, "-m", "training.launching", recorded.stage]
     command += ["--nproc", str(recorded.num_processes)]
     search_path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": search_path}, check=True)
+    # Not an argument: lists of processes show those, and an address may hold a password.
+    environment = {**os.environ, "PYTHONPATH": search_path, "MLFLOW_TRACKING_URI": tracking_uri}
+    subprocess.run(command, cwd=folder, env=environment, check=True)
     pointer = json.loads((folder / "artifacts" / f"{recorded.stage}.json").read_text())
     found = pointer["weights_sha256"]
     return Rerun(recorded.run_id, recorded.stage, str(folder), recorded.weights_sha256, found)

@@ -2,14 +2,17 @@
 
 import json
 import math
+import subprocess
 
 import pytest
 from mlflow import MlflowClient
 
 from model.errors import UserError
-from tests.training.volume import write_params, write_volume
+from tests.training.volume import ROOT, write_params, write_volume
 from training.launching.stage_process import main
+from training.params import load_params
 from training.registry.stage_folders import StageFolders
+from training.runs.recorded_run import RecordedRun, recorded_run
 from training.runs.replay import replay
 from training.runs.rerun import rerun
 
@@ -98,3 +101,35 @@ def test_a_run_that_mlflow_does_not_know_is_named(trained):
     folder, uri, _ = trained
     with pytest.raises(UserError, match="knows no run 'nobody'"):
         rerun("nobody", uri, folders_of(folder), any_code=True)
+
+
+def test_a_run_that_is_not_known_is_told_without_the_password_of_mlflow(mlflow_server):
+    with pytest.raises(UserError, match=f"MLflow at {mlflow_server} knows no run 'nobody'"):
+        recorded_run("nobody", mlflow_server.replace("://", "://ada:secret@"))
+
+
+def test_a_server_that_cannot_be_reached_is_one_sentence_without_its_password():
+    with pytest.raises(ConnectionError, match=r"^MLflow at http://127\.0\.0\.1:9 cannot be read: ") as raised:
+        recorded_run("nobody", "http://ada:secret@127.0.0.1:9")
+
+    assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_rerun_is_told_where_mlflow_is_but_not_in_its_arguments(tmp_path, monkeypatch):
+    params = load_params(ROOT / "params.yaml", "smoke")
+    recorded = RecordedRun("run-1", "stage1", params, 1, None, "", "backbones", "", "weights")
+    uri, begun = "http://ada:secret@mlflow:5000", []
+
+    def run(command, env, cwd, check):
+        begun.append((command, env["MLFLOW_TRACKING_URI"]))
+        raise subprocess.CalledProcessError(2, command)
+
+    monkeypatch.setattr("training.runs.rerun.recorded_run", lambda *_: recorded)
+    monkeypatch.setattr("training.runs.rerun._refuse_other_inputs", lambda *_: None)
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        rerun("run-1", uri, folders_of(tmp_path), any_code=True)
+
+    assert "secret" not in str(raised.value)
+    [(command, address)] = begun
+    assert address == uri and "secret" not in " ".join(command)
