@@ -74,11 +74,28 @@ def test_every_alert_has_a_unit_test_that_it_fires():
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
 def test_every_alert_leads_to_a_paragraph_of_the_runbook(rule):
-    path, _, anchor = rule["annotations"]["runbook"].partition("#")
+    path, _, anchor = rule["annotations"]["runbook_url"].partition("#")
     headings = re.findall(r"^## (\w+)$", (ROOT / path).read_text(), re.MULTILINE)
 
     assert anchor == rule["alert"].lower()
     assert rule["alert"] in headings
+
+
+def test_the_address_of_the_runbooks_is_set_in_one_place(tmp_path):
+    if shutil.which("kubectl") is None:
+        (pytest.fail if os.environ.get("CLUSTER") == "required" else pytest.skip)("no kubectl")
+    folder, address = shutil.copytree(FOLDER, tmp_path / "overlay"), "https://docs.test/runbooks"
+    path = folder / "kustomization.yaml"
+    path.write_text(path.read_text().replace("address=docs/runbooks.md", f"address={address}"))
+
+    made = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True)
+    items = list(yaml.safe_load_all(made.stdout))
+    [rules] = [item for item in items if item["kind"] == "PrometheusRule"]
+    alerts = [rule for group in rules["spec"]["groups"] for rule in group["rules"] if "alert" in rule]
+
+    urls = [rule["annotations"]["runbook_url"] for rule in alerts]
+    assert urls == [f"{address}#{rule['alert'].lower()}" for rule in ALERTS]
+    assert "runbooks" not in {item["metadata"]["name"] for item in items}, "nothing that a cluster needs"
 
 
 def test_every_query_of_a_dashboard_can_be_read(tmp_path):
