@@ -1,6 +1,6 @@
 """What a run is given by its entry point, besides parameters and folders."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,9 @@ class MetricsListener(Protocol):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a step."""
+
+    def log_processes(self, compute_seconds: Sequence[float]) -> None:
+        """Seconds in which each process computed before it waited for others, by rank; empty: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,8 @@ LOCAL_MLFLOW = "sqlite:///mlflow.db"
 LAUNCHER_PID = "VARGPT_LAUNCHER_PID"
 # On which Prometheus is answered, by the first process of a node; none: nowhere.
 METRICS_PORT = "VARGPT_METRICS_PORT"
+# torchrun's variables with the rank of this process and the number of processes of its node; without it one.
+LOCAL_RANKS = (("RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -92,7 +94,9 @@ def metrics_exporter(stage: str, folder: Path, environment: Mapping[str, str]) -
 
     if not port.isdecimal():
         raise UserError(f"{METRICS_PORT} must be a port, got {port!r}")
-    exporter = MetricsExporter(stage, folder)
+    # Processes of a node have ranks one after another.
+    first, count = (int(environment.get(name, default)) for name, default in LOCAL_RANKS)
+    exporter = MetricsExporter(stage, folder, range(first, first + count))
     exporter.serve(int(port))
     return exporter
 

@@ -8,6 +8,7 @@ Files:
     lora.py           low-rank adapters, through peft
     validation.py     losses of what is held out
     throughput.py     speed, FLOP/s, MFU
+    compute_time.py   how long each process computes before it waits for others
     trainer.py        the training loop: micro-batches, gradient accumulation, checkpoints, stop
     checkpointing.py  every process saves its part of a step, while training goes on
     work_record.py    what restarts cost: steps and seconds that were lost

@@ -206,6 +206,7 @@ class StageRun:
                 f"{group}/{name}": value for group, of in by_group.items() for name, value in of.items()
             }
             self.tracker.log(num_done, **rates, **groups)
+            self.tracker.processes(metrics.compute_seconds)
             self._track_lost_work(num_done)
         if metrics.validation:
             validation = {f"validation/{name}": value for name, value in metrics.validation.items()}

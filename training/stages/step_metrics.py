@@ -25,6 +25,8 @@ class StepMetrics:
         num_skipped: Steps of this run so far that were skipped, as their gradient was not finite.
         norm_by_part: Gradient norm of each part of the model that learns, at steps where it is measured.
         seconds, data_seconds: Of the whole step on this process, and of waiting for its samples in it.
+        compute_seconds: In which each process, by rank, computed before it waited for others; see
+            `ComputeTime`. At steps where it is measured.
         count: What its batches held.
         validation: Mean losses of what is held out, at steps where they are measured.
         is_spike: Whether a loss is far above those of the steps before.
@@ -39,6 +41,7 @@ class StepMetrics:
     norm_by_part: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     data_seconds: float = 0.0
+    compute_seconds: list[float] = field(default_factory=list)
     count: Counted | None = None
     validation: dict[str, float] = field(default_factory=dict)
     is_spike: bool = False

@@ -31,6 +31,7 @@ from training.optimization.weight_average import WeightAverage
 from training.params import Params, StageParams
 from training.stages.blocks import prepare_blocks
 from training.stages.checkpointing import StageCheckpoints
+from training.stages.compute_time import ComputeTime
 from training.stages.lora import save_adapters
 from training.stages.stage_loss import StageLoss, counted, mean_losses, on_device
 from training.stages.step_metrics import SpikeDetector, StepMetrics
@@ -77,7 +78,7 @@ class Trainer:
             lambda named: _make_optimizer(model, named, stage, params),
         )
         self.average = WeightAverage(_present(engine.flats()[WEIGHT]), stage.ema) if stage.ema else None
-        self._spikes = SpikeDetector()
+        self._spikes, self._compute_time = SpikeDetector(), ComputeTime(engine)
         self._validation = Validation(engine, model, loader)
         self.skipper = NonFiniteGradientSkipper(stage.max_skipped)
         self.checkpoints = StageCheckpoints(engine, checkpoint_dir, stage.keep_checkpoints)
@@ -177,7 +178,7 @@ class Trainer:
         return num_stopping > 0
 
     def _train_step(self, step: int) -> StepMetrics:
-        engine, began = self.engine, time.monotonic()
+        engine, began, is_recorded = self.engine, time.monotonic(), (step + 1) % LOG_EVERY == 0
         rate = set_learning_rates(engine.param_groups, step, self.params)
         torch.manual_seed((self.seed * 1_000_003 + step) * engine.world_size + engine.rank)
         batches = self.loader.micro_batches(step, engine.rank, engine.world_size)
@@ -187,8 +188,9 @@ class Trainer:
         if not self._weighted_count(counts):
             # Without target tokens, momentum and weight decay alone must not move weights.
             return StepMetrics(step, rate, {}, 0.0, 0, self.skipper.num_skipped)
+        self._compute_time.begin(is_recorded)
         sums = sum(self._add_gradient(batch, counts, batch is batches[-1]) for batch in batches)
-        norms = engine.update(by_part=(step + 1) % LOG_EVERY == 0)
+        norms = engine.update(by_part=is_recorded)
         if not self.skipper.should_skip(step, norms.total, lambda: self.loader.record_names(step)):
             self.num_updates += 1
             if self.average is not None:
@@ -204,6 +206,7 @@ class Trainer:
             norm_by_part=norms.by_part,
             seconds=time.monotonic() - began,
             data_seconds=data_seconds,
+            compute_seconds=self._compute_time.by_rank(),
             count=count,
             validation=self._validation.losses() if every and (step + 1) % every == 0 else {},
             is_spike=self._is_spike(step, float(self._weighted_loss(sums, counts))),
@@ -219,7 +222,8 @@ class Trainer:
 
     def _add_gradient(self, batch: dict[str, Tensor], counts: Tensor, is_last: bool) -> Tensor:
         """Forward and backward pass of one micro-batch; its loss sums."""
-        sums = self.engine.forward(on_device(batch, self.engine.device))
+        with self._compute_time.forward():
+            sums = self.engine.forward(on_device(batch, self.engine.device))
         self.engine.backward(self._weighted_loss(sums, counts), is_last)
         return sums.detach()
 

@@ -7,7 +7,7 @@ same on all of them. Names and units are as Prometheus expects: seconds, bytes, 
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,16 +80,19 @@ class MetricsExporter:
     Args:
         stage: Value of the label `stage`.
         folder: Where checkpoints are committed, at any depth below.
+        ranks: Of the processes of this node.
     """
 
-    def __init__(self, stage: str, folder: Path) -> None:
-        self.stage, self.folder = stage, folder
+    def __init__(self, stage: str, folder: Path, ranks: Sequence[int] = (0,)) -> None:
+        self.stage, self.folder, self.ranks = stage, folder, ranks
         self.registry = CollectorRegistry()
         ProcessCollector(namespace=PREFIX, registry=self.registry)
         self._gauges = {
             series: self._gauge(series.name, series.text, *filter(None, [series.label]))
             for series in (*TOLD.values(), OTHER)
         }
+        text = "Time in the last recorded step that a process computed before it waited for others"
+        self._compute = self._gauge("compute_seconds", text, "rank")
         self._step = self._gauge("step", "Optimizer steps that are done")
         self._steps = self._gauge("steps", "Optimizer steps of the whole stage")
         self._checkpoint_every = self._gauge("checkpoint_every_steps", "Steps between two checkpoints")
@@ -119,6 +122,11 @@ class MetricsExporter:
         for name, value in metrics.items():
             series, label = series_of(name)
             self._gauges[series].labels(stage=self.stage, **label).set(value * series.factor)
+
+    def log_processes(self, compute_seconds: Sequence[float]) -> None:
+        """Seconds by rank, of which those of this node are exported; empty: unknown."""
+        for rank in self.ranks if compute_seconds else ():
+            self._compute.labels(stage=self.stage, rank=str(rank)).set(compute_seconds[rank])
 
     def newest_checkpoint(self) -> float:
         """When the newest checkpoint was committed, in seconds since 1970; 0 without any."""

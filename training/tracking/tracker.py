@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,11 @@ class Tracker:
         """Record metrics of a step; for one metric, steps only grow."""
         if self._exporter:
             self._exporter.log(step, metrics)
+
+    def processes(self, compute_seconds: Sequence[float]) -> None:
+        """Export how long each process computed, by rank; to Prometheus alone, for there may be hundreds."""
+        if self._exporter:
+            self._exporter.log_processes(compute_seconds)
 
     def tag(self, **tags: str) -> None:
         """Set or replace tags."""

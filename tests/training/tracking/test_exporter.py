@@ -113,6 +113,17 @@ def test_a_metric_without_a_series_of_its_own_is_read_by_its_name_in_mlflow(tmp_
     assert read(port)["vargpt_training_other", "vision_tower/digit"] == 1.5
 
 
+def test_a_node_exports_how_long_its_own_processes_computed(tmp_path, port):
+    environment = {"VARGPT_METRICS_PORT": str(port), "RANK": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    tracker = open_tracker(None, "", tmp_path, False, exporter=metrics_exporter("s", tmp_path, environment))
+
+    tracker.processes([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    tracker.processes([])
+
+    found = {key[1]: value for key, value in read(port).items() if key[0].endswith("_compute_seconds")}
+    assert found == {"2": 3.0, "3": 4.0}
+
+
 def test_the_newest_checkpoint_is_the_one_that_was_committed_last(tmp_path):
     exporter = MetricsExporter("stage1", tmp_path)
     assert exporter.newest_checkpoint() == 0
