@@ -22,6 +22,7 @@ from training.commands.options import (
 
 if TYPE_CHECKING:
     from training.params import Params
+    from training.tracking.progress import ProgressLines
 
 # At most so many questions and drawings of digits; smoke shows that all works, not how well.
 EXTENT = {"tiny": (100_000, 100_000), "smoke": (220, 60)}
@@ -56,15 +57,16 @@ def evaluate(
     from training.params import load_params
     from training.registry.fetch import model_folder
     from training.registry.shared_model import final_model
+    from training.tracking.progress import progress_lines
 
     disable_progress_bar()
     chosen = load_params(params, size)
     model = model or str(final_model())
-    with model_folder(model, tracking_uri) as folder:
+    with model_folder(model, tracking_uri) as folder, progress_lines() as lines:
         if chosen.size in OF_DIGITS:
-            found = _evaluate_digits(folder, chosen, prepared, data, split, batch, metrics, plots)
+            found = _evaluate_digits(folder, chosen, prepared, data, split, batch, metrics, plots, lines)
         else:
-            found = _evaluate_held_out(folder, chosen, prepared, outputs, split, batch, metrics, plots)
+            found = _evaluate_held_out(folder, chosen, prepared, outputs, split, batch, metrics, plots, lines)
         track_evaluation(model, folder, found, plots, tracking_uri, spool)
     print_result(found, table(found, chosen.promote.floors), as_json)
 
@@ -78,6 +80,7 @@ def _evaluate_digits(
     batch: int,
     metrics: Path,
     plots: Path,
+    lines: "ProgressLines",
 ) -> dict[str, Any]:
     from training.evaluation.evaluate import EvaluateParams, evaluate
 
@@ -90,7 +93,7 @@ def _evaluate_digits(
         metrics_file=metrics,
         plots_dir=plots,
         floors=params.promote.floors,
-        progress=_tell,
+        progress=lines.show,
     )
 
 
@@ -103,6 +106,7 @@ def _evaluate_held_out(
     batch: int,
     metrics: Path,
     plots: Path,
+    lines: "ProgressLines",
 ) -> dict[str, Any]:
     from training.data.prepared_data import DataFolders
     from training.evaluation.held_out import evaluate_held_out
@@ -111,12 +115,8 @@ def _evaluate_held_out(
         raise UserError(f"size {params.size} has one held-out split, test, got --split {split}")
     folders = DataFolders(prepared.parent, outputs / "index")
     return evaluate_held_out(
-        model, params, folders, batch, metrics_file=metrics, plots_dir=plots, progress=_tell
+        model, params, folders, batch, metrics_file=metrics, plots_dir=plots, progress=lines.show
     )
-
-
-def _tell(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 def share(as_json: AsJson = False) -> None:

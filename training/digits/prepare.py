@@ -12,6 +12,7 @@ from training.digits.records import (
     RecordWithImages,
     drawing_prompt_records,
     drawing_records,
+    num_question_records,
     question_records,
     text_records,
     understanding_records,
@@ -38,10 +39,10 @@ class DatasetSummary:
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """One dataset to write, a JSON file or a series of shards; `count` is its number of records, if known."""
+    """One dataset to write, a JSON file or a series of shards; `count` is its number of records."""
 
     name: str
-    count: int | None
+    count: int
     write: Callable[[OnRecord], DatasetSummary]
 
 
@@ -75,7 +76,7 @@ def _datasets(params: PrepareParams, seed: int, data_dir: Path, out: Path) -> li
         )
 
     def conversations(
-        kind: str, split: str, count: int | None, records: Iterator[RecordWithImages]
+        kind: str, split: str, count: int, records: Iterator[RecordWithImages]
     ) -> PreparedDataset:
         return PreparedDataset(
             f"{kind}/{split}", count, lambda on_record: _write_json(out / kind, split, records, on_record)
@@ -91,8 +92,10 @@ def _datasets(params: PrepareParams, seed: int, data_dir: Path, out: Path) -> li
             params.understanding,
             understanding_records(train, params.understanding),
         ),
-        conversations("understanding", "validation", None, question_records(validation)),
-        conversations("understanding", "test", None, question_records(test)),
+        conversations(
+            "understanding", "validation", num_question_records(validation), question_records(validation)
+        ),
+        conversations("understanding", "test", num_question_records(test), question_records(test)),
         conversations("drawing", "train", params.drawing, drawing_records(train_drawn, params.drawing)),
         conversations(
             "drawing",

@@ -86,6 +86,11 @@ def question_records(sampler: SceneSampler) -> Iterator[RecordWithImages]:
             images = {}
 
 
+def num_question_records(sampler: SceneSampler) -> int:
+    """How many records `question_records` makes."""
+    return len(sampler.scan_indices) * (len(instructions.QUESTIONS) + 2 * len(POPE_SETTINGS))
+
+
 def drawing_records(sampler: SceneSampler, count: int) -> Iterator[RecordWithImages]:
     """Drawing requests with the drawings as targets, in ShareGPT's layout."""
     families, shares = list(DRAWING_SHARES), list(DRAWING_SHARES.values())

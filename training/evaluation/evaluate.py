@@ -35,7 +35,8 @@ REAL_RENDERS_PER_SCAN = 4
 MAX_NEW_TOKENS = 48
 # Renderings apart from those that distances are measured with, which count from 0.
 DECODED_SEED = 1000
-Progress = Callable[[str], None]
+# Called with a part of the evaluation, how much of it is done, and how much there is; first as it begins.
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def evaluate(
     plots_dir: Path | None = None,
     floors: Mapping[str, Any] | None = None,
     sampling: SamplingParams | None = None,
-    progress: Progress = lambda line: None,
+    progress: Progress = lambda part, done, total: None,
 ) -> dict[str, Any]:
     """All figures of a published model on a held-out split; tune on `validation`, report `test`.
 
@@ -84,11 +85,13 @@ def evaluate(
     questions, drawing_prompts = (_samples(prepared_dir / kind, split) for kind in PROMPTS)
     verify(model_dir)
     model, processor = load_model(model_dir)
-    progress("judge")
+    progress("judge", 0, 1)
+    judge = train_judge(data_dir)
+    progress("judge", 1, 1)
     evaluation = Evaluation(
         model=model,
         processor=processor,
-        judge=train_judge(data_dir),
+        judge=judge,
         questions=questions[: params.questions],
         drawing_prompts=_spread(drawing_prompts, params.drawings),
         data_dir=data_dir,
@@ -164,13 +167,11 @@ class Evaluation:
         drawings, pictures = as_drawings(drawn, self.judge), [reply.picture for reply in drawn]
         metrics = summary(answers, drawings)
         scenes = [drawing.scene for drawing in drawings]
-        self.progress("distances")
-        metrics["draw"] |= self._distance(pictures, scenes)
+        metrics["draw"] |= self._distance("distances", pictures, scenes)
         metrics["draw"]["without_picture"] = sum(reply.picture is NOTHING_DRAWN for reply in drawn)
         real, shown = RealPictures(self.data_dir, self.split).every(REAL_RENDERS_PER_SCAN, seed=0)
         metrics["judge"] = {**self.judge.accuracy(real, shown), "n": len(real)}
-        self.progress("reconstructions")
-        result = self._reconstructed(real)
+        result = self._reconstructed("reconstructions", real)
         shares = agreement(self.judge.judge(result.pictures), shown)
         metrics["tokenizer"] = {
             "psnr": result.psnr,
@@ -179,21 +180,31 @@ class Evaluation:
             "n": len(real),
         }
         # No drawing can be closer to real ones than the training pictures are once they are made of codes.
-        decoded = self._reconstructed(RealPictures(self.data_dir, "train").like(scenes, seed=DECODED_SEED))
-        metrics["tokenizer"] |= self._distance(decoded.pictures, scenes)
+        train = RealPictures(self.data_dir, "train").like(scenes, seed=DECODED_SEED)
+        decoded = self._reconstructed("reconstructions of training pictures", train)
+        metrics["tokenizer"] |= self._distance("their distances", decoded.pictures, scenes)
         return EvaluationResult(metrics, drawings, pictures, real, result.pictures)
 
-    def _distance(self, pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> dict[str, float]:
-        return distance_to_real(self.judge, pictures, scenes, self.data_dir, self.split)
+    def _distance(
+        self, part: str, pictures: Sequence[Image.Image], scenes: Sequence[Scene]
+    ) -> dict[str, float]:
+        self.progress(part, 0, 1)
+        found = distance_to_real(self.judge, pictures, scenes, self.data_dir, self.split)
+        self.progress(part, 1, 1)
+        return found
 
-    def _reconstructed(self, pictures: Sequence[Image.Image]) -> Reconstructions:
-        return reconstruct(self.model.image_tokenizer, self.processor, pictures, self.batch)
+    def _reconstructed(self, part: str, pictures: Sequence[Image.Image]) -> Reconstructions:
+        report = self._report(part, len(pictures))
+        return reconstruct(self.model.image_tokenizer, self.processor, pictures, self.batch, report)
 
-    def _replies(self, name: str, samples: Sequence[Sample]) -> list[ModelReply]:
-        def report(done: int) -> None:
-            self.progress(f"{name} {done}/{len(samples)}")
-
+    def _replies(self, part: str, samples: Sequence[Sample]) -> list[ModelReply]:
+        report = self._report(part, len(samples))
         return reply_to(self.model, self.processor, samples, self.sampling, self.batch, report)
+
+    def _report(self, part: str, total: int) -> Callable[[int], None]:
+        """Begins a part; what is to be called with how much of it is done."""
+        self.progress(part, 0, total)
+        return lambda done: self.progress(part, done, total)
 
 
 def _samples(folder: Path, split: str) -> Sequence[Sample]:

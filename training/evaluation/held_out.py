@@ -40,7 +40,8 @@ UNDERSTANDING_STAGE, DRAWING_STAGE = "stage2", "stage3"
 NUM_SAMPLES, NUM_SHOWN = 1024, 16
 # Text before a picture, if the model says any.
 MAX_NEW_TOKENS = 64
-Progress = Callable[[str], None]
+# Called with a part of the evaluation, how much of it is done, and how much there is; first as it begins.
+Progress = Callable[[str, int, int], None]
 
 
 def evaluate_held_out(
@@ -51,7 +52,7 @@ def evaluate_held_out(
     *,
     metrics_file: Path,
     plots_dir: Path,
-    progress: Progress = lambda line: None,
+    progress: Progress = lambda part, done, total: None,
 ) -> dict[str, Any]:
     """Mean losses in nats a token, PSNR of the image tokenizer, and pictures; written as JSON and PNG.
 
@@ -138,18 +139,21 @@ class HeldOutEvaluation:
         # Weights that are read in bfloat16 are multiplied in it, beside an image tokenizer in float32.
         is_rounded = self.model.dtype == torch.bfloat16
         sums, count = [], _num_samples(self._mixtures[stage])
-        for number, batch in enumerate(batches := loader.held_out(count), start=1):
+        part, batches = f"losses of {stage}", loader.held_out(count)
+        self.progress(part, 0, len(batches))
+        for number, batch in enumerate(batches, start=1):
             placed = {name: value.to(device) for name, value in batch.items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=is_rounded):
                 sums.append(self.model.loss_sums(**placed))
-            self.progress(f"losses of {stage} {number}/{len(batches)}")
+            self.progress(part, number, len(batches))
         fields = ("text", "num_text", "image_by_scale", "num_image_by_scale")
         return LossSums(*(torch.stack([getattr(one, name) for one in sums]).sum(0) for name in fields))
 
     def _drawn(self, samples: Sequence[Sample]) -> list[Image.Image]:
         def report(done: int) -> None:
-            self.progress(f"drawings {done}/{len(samples)}")
+            self.progress("drawings", done, len(samples))
 
+        report(0)
         sampling = SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
         replies = reply_to(self.model, self.processor, samples, sampling, self.batch, report)
         return [reply.picture for reply in replies]

@@ -1,6 +1,6 @@
 """Reconstruction error of the image tokenizer on real pictures, which bounds how good drawings can be."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +26,16 @@ class Reconstructions:
 
 @torch.no_grad()
 def reconstruct(
-    tokenizer: ImageTokenizer, processor: VargptProcessor, pictures: Sequence[Image.Image], batch: int
+    tokenizer: ImageTokenizer,
+    processor: VargptProcessor,
+    pictures: Sequence[Image.Image],
+    batch: int,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Reconstructions:
-    """Encode pictures to codes and decode them again."""
+    """Encode pictures to codes and decode them again.
+
+    `progress` is called with how many are done.
+    """
     parameter = next(tokenizer.parameters())
     decoded, psnr = [], []
     for first in range(0, len(pictures), batch):
@@ -39,6 +46,7 @@ def reconstruct(
         got_B3HW = tokenizer.decode(codes).float().cpu()
         psnr.append(_psnr(wanted_B3HW, got_B3HW))
         decoded += [picture((pixels + 1) / 2) for pixels in got_B3HW]
+        progress(len(decoded))
     return Reconstructions(decoded, float(torch.cat(psnr).mean()))
 
 

@@ -52,10 +52,17 @@ class ProgressLines:
 
     def __init__(self, bar: Progress | None) -> None:
         self._bar = bar
+        self._line_of: dict[str, ProgressLine] = {}
 
     def add(self, title: str, first: int, steps: int | None, unit: str = "steps") -> ProgressLine:
         """One more line."""
         return ProgressLine(title, first, steps, unit, self._bar)
+
+    def show(self, title: str, done: int, steps: int) -> None:
+        """Show how far the part of this title is; the first call, as it begins, adds its line."""
+        if title not in self._line_of:
+            self._line_of[title] = self.add(title, done, steps)
+        self._line_of[title].show(done, {})
 
 
 @contextmanager

@@ -2,13 +2,16 @@
 
 import json
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.training.raw_data import copy_raw_data
+from training.digits import prepare as prepare_module
 from training.digits.instructions import POPE_SETTINGS
 from training.digits.prepare import prepare
 from training.digits.records import drawing_prompt_records
@@ -49,6 +52,19 @@ def records(prepared, name):
 def shard_facts(prepared, split):
     with tarfile.open(prepared / "scenes" / f"{split}-00000.tar") as tar:
         return [json.load(tar.extractfile(m)) for m in tar.getmembers() if m.name.endswith(".json")]
+
+
+def test_every_dataset_says_beforehand_how_many_records_it_will_have(params, data, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        prepare_module,
+        "progress_line",
+        lambda _, first, count, **__: said.append(count) or nullcontext(Mock()),
+    )
+
+    written = prepare(params, 0, data, tmp_path)
+
+    assert said == [summary.records for summary in written.values()]
 
 
 def test_held_out_pairs_appear_in_no_training_file(prepared):

@@ -148,11 +148,24 @@ def wish(**meta):
 
 
 def test_an_evaluation_has_every_promised_figure_and_is_the_same_again(model_dir, prepared, data, tmp_path):
-    files = [tmp_path / "metrics" / f"{name}.json" for name in "ab"]
+    files, heard = [tmp_path / "metrics" / f"{name}.json" for name in "ab"], {}
 
-    first = evaluate(model_dir, prepared, data, PARAMS, metrics_file=files[0], plots_dir=tmp_path / "plots")
+    first = evaluate(
+        model_dir,
+        prepared,
+        data,
+        PARAMS,
+        metrics_file=files[0],
+        plots_dir=tmp_path / "plots",
+        progress=lambda part, done, total: heard.setdefault(part, []).append((done, total)),
+    )
     second = evaluate(model_dir, prepared, data, PARAMS, metrics_file=files[1])
 
+    for part, told in heard.items():
+        total = told[0][1]
+        assert told[0] == (0, total) and told[-1] == (total, total), part
+    assert heard["questions"] == [(0, 12), (8, 12), (12, 12)]
+    assert {"judge", "drawings", "distances", "reconstructions"} <= heard.keys()
     for section, names in PROMISED.items():
         assert set(names.split()) <= first[section].keys()
     assert {"pope_detail", "draw_and_describe", "intervals"} <= first.keys()
