@@ -60,13 +60,13 @@ def import_(rehearsal: Rehearsal) -> dict[str, Any]:
     """Import it as the stage `backbones` does."""
     from training.backbones.import_run import run_import
     from training.registry.stage_folders import StageFolders
-    from training.run_context import RunContext
+    from training.run_context import ImageFacts, RunContext
 
     folders = StageFolders(STAGE, rehearsal.folder, rehearsal.folder / "outputs", ROOT / "data.dvc")
     context = RunContext(
         tracking_uri=rehearsal.mlflow,
         spool=rehearsal.folder / "spool",
-        commit=None,
+        image=ImageFacts(),
         should_stop=lambda: False,
     )
     imported = run_import(params_of(rehearsal), folders, context)

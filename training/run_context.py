@@ -20,13 +20,28 @@ class MetricsListener(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What a container image tells of itself; None for what it does not, and where there is no image.
+
+    Args:
+        commit: The git commit of its code, which lies there without its history.
+        is_dirty: Whether that code had changes that were not committed.
+        name: In full, with tag or digest.
+    """
+
+    commit: str | None = None
+    is_dirty: bool | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunContext:
     """Tracking, code version and stop signal of one run.
 
     Args:
         tracking_uri: Where MLflow is; None keeps everything in the spool.
         spool: Folder of what has not reached MLflow yet.
-        commit: The git commit where the code lies without its history, as in an image.
+        image: The container image that this runs in, if it does.
         should_stop: Asked between steps.
         exporter: Told what MLflow is told, in every process.
         on_trained: Called after the last step, before the model is written, in every process.
@@ -34,7 +49,7 @@ class RunContext:
 
     tracking_uri: str | None
     spool: Path
-    commit: str | None
+    image: ImageFacts
     should_stop: Callable[[], bool]
     exporter: MetricsListener | None = None
     on_trained: Callable[[], None] = lambda: None

@@ -49,7 +49,7 @@ def run_import(params: Params, folders: StageFolders, context: RunContext) -> Im
                 must_be_whole=True,
                 is_replaced=True,
                 on_progress=ImportProgress(lines),
-                commit=context.commit,
+                image=context.image,
                 run_id=run_id,
             )
         track_trained(tracker, folders.model_dir)

@@ -24,6 +24,7 @@ from training.backbones.import_report import ImportReport, read_choices, report_
 from training.backbones.import_tensors import OnProgress, TensorMaker, compare, no_progress
 from training.backbones.new_folder import new_folder
 from training.registry.lineage import hashes_of_sources, imported_lineage, write_lineage
+from training.run_context import ImageFacts
 
 _TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -72,7 +73,7 @@ def import_weights(
     is_replaced: bool = False,
     is_verified: bool = False,
     on_progress: OnProgress = no_progress,
-    commit: str | None = None,
+    image: ImageFacts | None = None,
     run_id: str | None = None,
 ) -> Imported:
     """Write a model folder made of published weights, with its report and its lineage.
@@ -84,7 +85,7 @@ def import_weights(
         out: A new folder, unless `is_replaced`.
         must_be_whole: UserError unless all parts are there.
         is_verified: Compare every written tensor with its source before the folder appears.
-        commit: The git commit where the code lies without its history, as in an image.
+        image: The container image that this runs in, for the record.
         run_id: The run that tracks the import, for the record.
 
     Raises:
@@ -105,7 +106,7 @@ def import_weights(
         if is_verified:
             compare(plan, choices.seed, beside, on_progress)
         sources_sha256 = _sources_sha256(sources, on_progress)
-        write_lineage(imported_lineage(sources_sha256, weights_sha256, commit, run_id), beside)
+        write_lineage(imported_lineage(sources_sha256, weights_sha256, image, run_id), beside)
     return Imported(out, weights_sha256, report, time.monotonic() - began)
 
 

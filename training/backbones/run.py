@@ -32,7 +32,7 @@ def run_backbones(params: Params, folders: StageFolders, context: RunContext) ->
     if is_imported(params.weights):
         run_import(params, folders, context)
         return
-    lineage = folders.lineage(params, context.commit)
+    lineage = folders.lineage(params, context.image)
     tracker = open_tracker(
         context.tracking_uri, EXPERIMENT, context.spool, is_rank_zero=True, exporter=context.exporter
     )

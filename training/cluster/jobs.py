@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from training.cluster.placement import placement
 from training.cluster.pods import (
+    IMAGE_VARIABLE,
     METRICS_PORT,
     NAMESPACE,
     NCCL_ENVIRONMENT,
@@ -224,7 +225,7 @@ def _worker_pod(
     cluster = params.cluster
     needs = worker_needs(cluster, options.rdma)
     environment = [from_field("POD_NAME", "metadata.name"), from_field("NODE_NAME", "spec.nodeName")]
-    environment += variables({"VARGPT_METRICS_PORT": str(METRICS_PORT)})
+    environment += variables({"VARGPT_METRICS_PORT": str(METRICS_PORT), IMAGE_VARIABLE: options.image})
     if cluster.gpus:
         network = RDMA_ENVIRONMENT if options.rdma else WITHOUT_RDMA
         environment += variables(NCCL_ENVIRONMENT | network)

@@ -11,6 +11,7 @@ from training.cluster.jobs import TRAINER_ACCOUNT, TRAINER_SECRET, JobOptions
 from training.cluster.pods import (
     CHECK_DATA,
     DVC_SETUP,
+    IMAGE_VARIABLE,
     LIGHT,
     PARAMS_FILE,
     WEIGHTS_CLAIM,
@@ -91,7 +92,8 @@ def _data_step(step: str, params: Params, options: JobOptions) -> dict[str, Any]
     if _imports_weights(params):
         mounts.append({"name": "weights", "mountPath": f"{WORKSPACE}/weights", "readOnly": True})
     command, arguments = ["python", "-m", module], [*arguments, *_size(params, options)]
-    return container(step, options.image, command, arguments, _needs(params), TRAINER_SECRET, mounts)
+    told = variables({IMAGE_VARIABLE: options.image} if step == BACKBONES else {})
+    return container(step, options.image, command, arguments, _needs(params), TRAINER_SECRET, mounts, told)
 
 
 def _size(params: Params, options: JobOptions) -> list[str]:

@@ -19,6 +19,8 @@ PARAMS_FILE = "/app/params.yaml"
 WORKSPACE = "/workspace"
 GPU = "nvidia.com/gpu"
 METRICS_PORT = 9400
+# The variable by which what trains learns its image's name, which no pod can ask for without a token.
+IMAGE_VARIABLE = "VARGPT_IMAGE"
 NCCL_ENVIRONMENT = {
     "NCCL_DEBUG": "WARN",
     "NCCL_SOCKET_IFNAME": "eth0",

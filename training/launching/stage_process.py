@@ -19,6 +19,7 @@ from training.launching.heartbeats import HeartbeatWriter
 from training.parent_death import die_with_parent
 
 if TYPE_CHECKING:
+    from training.run_context import ImageFacts
     from training.tracking.exporter import MetricsExporter
 
 # Not __name__, which is __main__ here.
@@ -31,6 +32,10 @@ LAUNCHER_PID = "VARGPT_LAUNCHER_PID"
 METRICS_PORT = "VARGPT_METRICS_PORT"
 # torchrun's variables with the rank of this process and the number of processes of its node; without it one.
 LOCAL_RANKS = (("RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+# Set by our images, but for the name, which only the manifest of the job knows.
+GIT_COMMIT, GIT_DIRTY, IMAGE = "GIT_COMMIT", "GIT_DIRTY", "VARGPT_IMAGE"
+# Of an image that was built without these build arguments.
+UNKNOWN = "unknown"
 
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -71,7 +76,7 @@ def train(
     context = RunContext(
         tracking_uri=options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", LOCAL_MLFLOW),
         spool=options.outputs.parent / "spool",
-        commit=os.environ.get("GIT_COMMIT"),
+        image=image_facts(os.environ),
         should_stop=should_stop,
         exporter=metrics_exporter(options.stage, folders.folder, os.environ),
         on_trained=on_trained,
@@ -82,6 +87,18 @@ def train(
         run_backbones(params, folders, context)
     else:
         run_stage(options.stage, params, folders, context)
+
+
+def image_facts(environment: Mapping[str, str]) -> "ImageFacts":
+    """What the container image tells of itself."""
+    from training.run_context import ImageFacts
+
+    commit, is_dirty, name = (environment.get(key, UNKNOWN) for key in (GIT_COMMIT, GIT_DIRTY, IMAGE))
+    return ImageFacts(
+        commit=None if commit == UNKNOWN else commit,
+        is_dirty={"true": True, "false": False}.get(is_dirty),
+        name=None if name == UNKNOWN else name,
+    )
 
 
 def metrics_exporter(stage: str, folder: Path, environment: Mapping[str, str]) -> "MetricsExporter | None":

@@ -12,6 +12,7 @@ from typing import Any
 from model.errors import UserError
 from model.manifest import LINEAGE, sha256_files
 from training.registry.git_history import git_facts
+from training.run_context import ImageFacts
 
 CODE = Path(__file__).parents[2]
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
@@ -31,6 +32,7 @@ class Lineage:
         parent_stage, parent_weights_sha256: The model that training started from; None where it began.
         sources_sha256: Of imported weights, the SHA-256 of every file that they were read from.
         git_dirty: Whether the code had changes that were not committed.
+        training_image: Full name of the container image that it ran in.
     """
 
     data_md5: str | None
@@ -43,6 +45,7 @@ class Lineage:
     sources_sha256: Mapping[str, str] | None = None
     git_commit: str | None = None
     git_dirty: bool | None = None
+    training_image: str | None = None
     run_id: str | None = None
     model_version: str | None = None
     weights_sha256: str | None = None
@@ -67,15 +70,16 @@ def config_sha256(config: Mapping[str, Any]) -> str:
 def imported_lineage(
     sources_sha256: Mapping[str, str],
     weights_sha256: str,
-    commit: str | None = None,
+    image: ImageFacts | None = None,
     run_id: str | None = None,
 ) -> Lineage:
     """The record of a model made of published weights: every file that it was read from, by hash.
 
     Args:
-        commit: The git commit where the code lies without its history, as in an image.
+        image: The container image that this runs in; its commit counts where there is no history.
     """
-    found, is_dirty = git_facts(CODE, commit)
+    image = image or ImageFacts()
+    found, is_dirty = git_facts(CODE, image.commit, image.is_dirty)
     return Lineage(
         stage=IMPORTED,
         data_md5=None,
@@ -83,6 +87,7 @@ def imported_lineage(
         sources_sha256=dict(sources_sha256),
         git_commit=found,
         git_dirty=is_dirty,
+        training_image=image.name,
         run_id=run_id,
         weights_sha256=weights_sha256,
     )

@@ -16,6 +16,7 @@ from training.params import Params
 from training.registry.data_pointer import data_md5
 from training.registry.git_history import git_facts
 from training.registry.lineage import Lineage, config_sha256, write_lineage
+from training.run_context import ImageFacts
 
 OUTPUTS = "outputs"
 IDENTITY_LENGTH = 12
@@ -90,14 +91,15 @@ class StageFolders:
         facts["data"] = data_md5(self.data_pointer)
         return config_sha256(facts)[:IDENTITY_LENGTH]
 
-    def lineage(self, params: Params, commit: str | None, parent_stage: str | None = None) -> Lineage:
+    def lineage(self, params: Params, image: ImageFacts | None, parent_stage: str | None = None) -> Lineage:
         """The record of this run, as far as it is known before it has learned anything.
 
         Args:
-            commit: The git commit where the code lies without its history, as in an image.
+            image: The container image that this runs in; its commit counts where there is no history.
             parent_stage: The stage whose model this one starts from; None for the first.
         """
-        found, is_dirty = git_facts(self.data_pointer.resolve().parent, commit)
+        image = image or ImageFacts()
+        found, is_dirty = git_facts(self.data_pointer.resolve().parent, image.commit, image.is_dirty)
         return Lineage(
             stage=self.stage,
             size=params.size,
@@ -108,6 +110,7 @@ class StageFolders:
             parent_weights_sha256=self.start_sha256(parent_stage) if parent_stage else None,
             git_commit=found,
             git_dirty=is_dirty,
+            training_image=image.name,
         )
 
     def model_of(self, stage: str) -> Path:

@@ -123,7 +123,7 @@ class StageRun:
         self.throughput = Throughput(
             trainer.model.config, stage, trainer.params, self.engine.world_size, self.engine.device
         )
-        self.lineage = folders.lineage(params, context.commit, stage.starts_from)
+        self.lineage = folders.lineage(params, context.image, stage.starts_from)
 
     def train_and_publish(self) -> None:
         """Train from the newest checkpoint to the end, publish the model and delete the checkpoints."""

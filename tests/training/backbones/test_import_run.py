@@ -19,7 +19,7 @@ from training.backbones.run import run_backbones
 from training.params import load_params
 from training.registry.lineage import read_lineage
 from training.registry.stage_folders import StageFolders
-from training.run_context import RunContext
+from training.run_context import ImageFacts, RunContext
 
 ROOT = Path(__file__).parents[3]
 IDS = {
@@ -110,7 +110,10 @@ def test_the_stage_backbones_imports_what_the_parameters_name(small, mlflow_db, 
     params = params.model_copy(update={"preset": "small", "weights": params.weights.model_copy(update=paths)})
     folders = StageFolders("backbones", tmp_path / "prepared", tmp_path / "outputs", tmp_path / "data.dvc")
     context = RunContext(
-        tracking_uri=mlflow_db, spool=tmp_path / "spool", commit="c" * 40, should_stop=lambda: False
+        tracking_uri=mlflow_db,
+        spool=tmp_path / "spool",
+        image=ImageFacts(commit="c" * 40, name="registry/training:1"),
+        should_stop=lambda: False,
     )
 
     for _ in range(2):  # a second start replaces the model of the first
@@ -128,6 +131,7 @@ def test_the_stage_backbones_imports_what_the_parameters_name(small, mlflow_db, 
     assert (trained.name, trained.tags["vargpt.weights_sha256"]) == ("vargpt-trained", weights)
     record = read_lineage(folders.model_dir)
     assert (record.stage, record.weights_sha256) == ("import", weights)
+    assert record.training_image == "registry/training:1"
     assert {"var_d30.pth", "vae.pth", "llava/tokenizer.json"} <= record.sources_sha256.keys()
 
 
@@ -137,7 +141,9 @@ def test_weights_that_are_no_whole_model_fail_the_stage_and_leave_no_pointer(sma
     paths = {"llava": str(tmp_path / "llava"), "var": None, "tokenizer": None}
     params = params.model_copy(update={"preset": "small", "weights": params.weights.model_copy(update=paths)})
     folders = StageFolders("backbones", tmp_path / "prepared", tmp_path / "outputs", tmp_path / "data.dvc")
-    context = RunContext(tracking_uri=None, spool=tmp_path / "spool", commit=None, should_stop=lambda: False)
+    context = RunContext(
+        tracking_uri=None, spool=tmp_path / "spool", image=ImageFacts(), should_stop=lambda: False
+    )
 
     with pytest.raises(ValueError, match=r"no source has .*visual_decoder"):
         run_backbones(params, folders, context)

@@ -9,7 +9,9 @@ from training.cluster.images import image_names
 from training.cluster.jobs import JobOptions, render_job, render_runtime, worker_needs
 from training.cluster.manifest_files import changed_files
 from training.cluster.pipeline_jobs import render_backbones, render_release
+from training.launching.stage_process import image_facts
 from training.params import load_params
+from training.run_context import ImageFacts
 
 ROOT = Path(__file__).parents[3]
 OPTIONS = JobOptions(image="registry/training@sha256:1", data_md5="0123.dir")
@@ -133,6 +135,24 @@ def test_measuring_alone_needs_neither_the_promoting_account_nor_the_volume_of_t
 
     assert pod["serviceAccountName"] == account
     assert ("models" in claims) == (account == "promoter")
+
+
+@pytest.mark.parametrize("api", ["pytorchjob", "trainjob"])
+def test_what_trains_learns_the_name_of_its_image(api):
+    options = replace(OPTIONS, api=api)
+    runtime = render_runtime(SMALL, options)
+    pod = pod_of_runtime(runtime) if api == "trainjob" else pod_of(render_job("stage1", SMALL, options))
+    backbones = render_backbones(SMALL, options)["spec"]["template"]["spec"]
+
+    for [container] in (pod["containers"], backbones["containers"]):
+        told = {entry["name"]: entry.get("value") for entry in container["env"]}
+        facts = image_facts({"GIT_COMMIT": "c", "GIT_DIRTY": "false", **told})
+        assert facts == ImageFacts(commit="c", is_dirty=False, name=OPTIONS.image)
+
+
+@pytest.mark.parametrize("environment", [{}, {"GIT_COMMIT": "unknown", "GIT_DIRTY": "unknown"}])
+def test_an_image_that_was_not_told_its_code_claims_none(environment):
+    assert image_facts(environment) == ImageFacts()
 
 
 def test_an_image_without_tag_or_digest_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Laws of the lineage record: it comes back as written, and names all that it was made of by hash."""
 
 import hashlib
+import json
 
 import pytest
 
@@ -61,6 +62,15 @@ def test_imported_weights_are_known_by_every_file_they_were_read_from(tmp_path):
         name: hashlib.sha256(name.encode()).hexdigest()
         for name in ("llava/a.safetensors", "llava/tokenizer.json", "var.pth")
     }
+
+
+def test_a_record_from_before_images_were_recorded_is_read(repository):
+    published = publish(repository, "stage1")
+    written = json.loads((published / "lineage.json").read_text())
+    del written["training_image"]
+    (published / "lineage.json").write_text(json.dumps(written))
+
+    assert read_lineage(published).training_image is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"data_md5": "a", "config_sha256": "b", "more": 1}'])
