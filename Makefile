@@ -69,7 +69,7 @@ test-cluster: env  ## test manifests, placement and training on a real cluster (
 	$(ON_CLUSTER) tests/k8s/test_validation.py tests/k8s/test_cluster.py
 
 test-cluster-slow: env  ## test the whole, platform, roles, submission, deployment, scaling and faults there (over an hour)
-	$(ON_CLUSTER) tests/k8s/test_whole_pipeline.py tests/k8s/test_platform.py tests/k8s/test_roles.py tests/k8s/test_submission.py tests/k8s/test_deployment.py tests/k8s/test_scaling.py tests/k8s/test_faults.py
+	$(ON_CLUSTER) tests/k8s/test_whole_pipeline.py tests/k8s/test_platform.py tests/k8s/test_roles.py tests/k8s/test_images.py tests/k8s/test_submission.py tests/k8s/test_deployment.py tests/k8s/test_scaling.py tests/k8s/test_faults.py
 
 lint: env  ## check style with ruff, names and signatures with mypy
 	$(BIN)/ruff check .
@@ -86,21 +86,21 @@ manifests: env  ## render k8s/ from params.yaml and k8s/images/kustomization.yam
 BUILD ?= docker build
 REGISTRY ?= localhost
 IMAGE_TAG ?= 0.1.0
-LOCK_SHA256 = $(firstword $(shell cat requirements/*-$(TORCH).txt requirements/mlflow.txt | sha256sum))
-ABOUT = --build-arg GIT_COMMIT=$(shell git rev-parse HEAD) --build-arg LOCK_SHA256=$(LOCK_SHA256) \
-	--build-arg GIT_DIRTY=$(if $(shell git status --porcelain -- model training serving),true,false) \
-	$(if $(filter cpu,$(TORCH)),--build-arg UV_TORCH_BACKEND=cpu)
+# What images are built from; with a digest, the same again: BASE=python:3.11-slim@sha256:... POSTGRES_BASE=debian:12-slim@sha256:...
+BASE ?=
+POSTGRES_BASE ?=
+ABOUT = $(shell sh k8s/images/about.sh $(TORCH)) $(if $(filter cpu,$(TORCH)),--build-arg UV_TORCH_BACKEND=cpu)
+ON = $(if $(1),--build-arg BASE=$(1))
 
 # Images are for the cluster's machines, not for this one.
 images: TORCH = cuda
-images:  ## build the container images (TORCH=cpu or cuda, the default; REGISTRY=...)
+images:  ## build the container images (TORCH=cpu or cuda, the default; REGISTRY, BASE, POSTGRES_BASE)
 	for image in training packaging serving; do \
-	  $(BUILD) --file k8s/images/Dockerfile --target $$image --build-arg TORCH=$(TORCH) $(ABOUT) \
+	  $(BUILD) --file k8s/images/Dockerfile --target $$image --build-arg TORCH=$(TORCH) $(ABOUT) $(call ON,$(BASE)) \
 	    --tag $(REGISTRY)/vargpt-$$image:$(IMAGE_TAG) . || exit; \
 	done
-	for image in mlflow postgres; do \
-	  $(BUILD) --file k8s/images/$$image.Dockerfile $(ABOUT) --tag $(REGISTRY)/vargpt-$$image:$(IMAGE_TAG) . || exit; \
-	done
+	$(BUILD) --file k8s/images/mlflow.Dockerfile $(ABOUT) $(call ON,$(BASE)) --tag $(REGISTRY)/vargpt-mlflow:$(IMAGE_TAG) .
+	$(BUILD) --file k8s/images/postgres.Dockerfile $(ABOUT) $(call ON,$(POSTGRES_BASE)) --tag $(REGISTRY)/vargpt-postgres:$(IMAGE_TAG) .
 
 lock: $(BIN)/uv  ## resolve pyproject.toml and write requirements/*.txt (UPGRADE="--upgrade-package mlflow")
 	CPU_TORCH="$(CPU_TORCH)" requirements/lock.sh $(UPGRADE)

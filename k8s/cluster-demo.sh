@@ -38,11 +38,13 @@ fi
 export KUBECONFIG PATH
 
 say "images"
-commit=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)
+about=$(sh "$root/k8s/images/about.sh" cpu)
 for pair in training:Dockerfile packaging:Dockerfile serving:Dockerfile mlflow:mlflow.Dockerfile postgres:postgres.Dockerfile; do
   name=${pair%%:*}; file=$root/k8s/images/${pair#*:}
   tag=$(image "vargpt-$name")
-  set -- "$tag" --file "$file" --build-arg GIT_COMMIT="$commit" --build-arg TORCH=cpu
+  # Several words, none of which holds a space.
+  # shellcheck disable=SC2086
+  set -- "$tag" --file "$file" $about --build-arg TORCH=cpu
   [ "${file##*/}" = Dockerfile ] && set -- "$@" --target "$name"
   # A cluster of CLUSTER_SCRIPT has a base image and a folder of wheels of its own.
   if [ -n "${CLUSTER_SCRIPT:-}" ]; then

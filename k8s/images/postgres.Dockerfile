@@ -8,6 +8,12 @@ RUN groupadd --gid 10001 postgres \
     && apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql-15 && rm -rf /var/lib/apt/lists/*
 ENV PATH=/usr/lib/postgresql/15/bin:$PATH PGDATA=/data/pg
 COPY k8s/images/postgres-entry.sh /entry.sh
-LABEL org.opencontainers.image.title=vargpt-postgres
+# Before a RUN, as in Dockerfile: else buildah would take a cached layer with the labels of another commit.
+ARG GIT_COMMIT=unknown
+ARG GIT_DIRTY=unknown
+ARG LOCK_SHA256=unknown
+RUN sh -n /entry.sh
+LABEL org.opencontainers.image.title=vargpt-postgres org.opencontainers.image.revision=${GIT_COMMIT} \
+      io.vargpt.git-dirty=${GIT_DIRTY} io.vargpt.lock-sha256=${LOCK_SHA256}
 USER 10001:10001
 CMD ["sh", "/entry.sh"]

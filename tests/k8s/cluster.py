@@ -177,12 +177,18 @@ def head() -> str:
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
+def about_images() -> list[str]:
+    """The build arguments that say which code and which locks an image holds."""
+    command = ["sh", str(K8S / "images" / "about.sh"), "cpu"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
 def build(script: str, name: str) -> None:
     """Builds an image of the tree as it lies, for CPUs, and makes it known to the cluster."""
     own = K8S / "images" / f"{name}.Dockerfile"
     file = ["--file", str(own)] if own.is_file() else ["--file", str(K8S / "images" / "Dockerfile")]
     options = file if own.is_file() else [*file, "--target", name, "--build-arg", "TORCH=cpu"]
-    options += ["--build-arg", "BASE=localhost/python:3.11", "--build-arg", f"GIT_COMMIT={head()}"]
+    options += ["--build-arg", "BASE=localhost/python:3.11", *about_images()]
     command = [script, "build", IMAGES[f"vargpt-{name}"], str(ROOT), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
