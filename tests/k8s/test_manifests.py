@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 
 import kubernetes_validate
 import pytest
@@ -26,7 +27,14 @@ from training.cluster.images import image_names
 
 # Kinds that an operator brings, whose schema lies in the cluster (test_validation.py asks it); the pods that
 # they make are checked here.
-OF_OPERATORS = ("kubeflow.org/", "trainer.kubeflow.org/", "kueue.x-k8s.io/", "monitoring.coreos.com/")
+OF_OPERATORS = (
+    "kubeflow.org/",
+    "trainer.kubeflow.org/",
+    "kueue.x-k8s.io/",
+    "monitoring.coreos.com/",
+    "external-secrets.io/",
+    "gateway.networking.k8s.io/",
+)
 # The oldest Kubernetes whose schema the manifests follow.
 OLDEST = "1.31"
 # Volume types that the restricted level of the pod security standards allows.
@@ -165,6 +173,64 @@ def test_no_secret_is_in_a_manifest_but_those_of_a_laptop():
     # The account of a remote is the user's own.
     assert made | {"mlflow-trainer", "mlflow-promoter"} == SECRETS - {"dvc-remote"}
     assert {secret["name"] for secret in tiny} == SECRETS - {"dvc-remote"}
+
+
+def test_every_secret_can_come_from_a_vault_under_its_name():
+    found = [item for _, item in everything() if item["kind"] == "ExternalSecret"]
+
+    assert {item["metadata"]["name"] for item in found} == SECRETS
+    for item in found:
+        assert item["spec"]["target"]["name"] == item["metadata"]["name"]
+        assert item["spec"]["dataFrom"] == [{"extract": {"key": f"vargpt/{item['metadata']['name']}"}}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "container"), [("Deployment", "mlflow", "mlflow"), ("Job", "mlflow-migrate", "migrate")]
+)
+def test_where_artifacts_lie_can_be_said_by_the_secret_of_the_object_store(kind, name, container):
+    [pod] = pods(named(kind, name))
+    [found] = [one for one in pod["containers"] if one["name"] == container]
+
+    # Of a variable that several sources have, the last one's value counts.
+    assert found["envFrom"] == [{"configMapRef": {"name": "mlflow"}}, {"secretRef": {"name": "object-store"}}]
+    assert "MLFLOW_S3_ENDPOINT_URL" in named("ConfigMap", "mlflow")["data"]
+    assert not [entry for entry in found["env"] if entry["name"] == "MLFLOW_S3_ENDPOINT_URL"]
+
+
+def test_a_secret_is_made_with_the_endpoint_that_the_environment_names(tmp_path):
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/said\n[ "$3" != get ] && echo created\n')
+    kubectl.chmod(0o755)
+    for endpoint in ({}, {"MLFLOW_S3_ENDPOINT_URL": "https://s3.example", "BUCKET": "models"}):
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", **endpoint}
+        script = ["sh", str(K8S / "platform" / "secrets.sh")]
+        subprocess.run(script, env=environment, check=True, capture_output=True)
+    lines = (tmp_path / "said").read_text().splitlines()
+    without, given = [line for line in lines if "create secret generic object-store" in line]
+
+    assert "MLFLOW_S3_ENDPOINT_URL" not in without and "BUCKET" not in without
+    assert "--from-literal=MLFLOW_S3_ENDPOINT_URL=https://s3.example --from-literal=BUCKET=models" in given
+
+
+def test_no_program_with_mlflow_unpickles_what_it_is_given():
+    for name in ("vargpt", "mlflow"):
+        assert named("ConfigMap", name)["data"]["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+
+
+def test_every_image_has_a_version_that_does_not_move():
+    for name in image_names(ROOT).values():
+        assert re.search(r"(@sha256:[0-9a-f]{64}|:v?\d+\.\d+\.\d+[\w.-]*)$", name), name
+
+
+def test_traffic_is_split_between_the_same_services_by_a_route_as_by_the_front():
+    [rule] = named("HTTPRoute", "vargpt")["spec"]["rules"]
+    config = named("ConfigMap", "front")["data"]["haproxy.cfg"]
+    servers = re.findall(r"server \w+ (\S+):(\d+) weight", config)
+
+    assert [(side["name"], str(side["port"])) for side in rule["backendRefs"]] == servers
+    assert [side["weight"] for side in rule["backendRefs"]] == [100, 0]
+    for name, port in servers:
+        assert named("Service", name)["spec"]["ports"][0]["port"] == int(port)
 
 
 def test_every_image_is_named_in_one_place_and_runs_as_its_own_user():

@@ -21,8 +21,8 @@ KUSTOMIZATIONS = sorted(
 )
 # Rendered jobs, which are applied one by one.
 FILES = sorted(path for path in K8S.rglob("*.yaml") if "Rendered by" in path.read_text())
-# Prometheus' operator is not in the cluster that tests use.
-WITHOUT_DEFINITIONS = "monitoring.coreos.com"
+# These operators are not in the cluster that tests use.
+WITHOUT_DEFINITIONS = ("monitoring.coreos.com", "external-secrets.io", "gateway.networking.k8s.io")
 STAGES = ("stage1", "stage2", "stage3")
 NAMESPACE, JOB_NAME = "placement", "training.kubeflow.org/job-name"
 
@@ -80,7 +80,10 @@ def validate(api: Cluster, items: list[dict[str, Any]]) -> None:
 def test_the_server_takes_every_object_of_an_overlay_without_a_warning(api, folder):
     items = objects(api.run("kustomize", str(folder)))
 
-    validate(api, [item for item in items if not item["apiVersion"].startswith(WITHOUT_DEFINITIONS)])
+    known = [item for item in items if not item["apiVersion"].startswith(WITHOUT_DEFINITIONS)]
+    if items and not known:
+        pytest.skip("all of it is of operators that are not here")
+    validate(api, known)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(K8S)))
