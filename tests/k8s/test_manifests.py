@@ -233,6 +233,14 @@ def test_traffic_is_split_between_the_same_services_by_a_route_as_by_the_front()
         assert named("Service", name)["spec"]["ports"][0]["port"] == int(port)
 
 
+def test_applying_the_service_again_changes_neither_its_version_nor_how_many_pods_it_has():
+    deployment = named("Deployment", "vargpt")["spec"]
+    patches = (TINY / "serving" / "kustomization.yaml").read_text()
+
+    assert "replicas" not in deployment and "/spec/replicas" not in patches
+    assert not [label for label in deployment["template"]["metadata"]["labels"] if "vargpt.io/" in label]
+
+
 def test_every_image_is_named_in_one_place_and_runs_as_its_own_user():
     names = image_names(ROOT)
     rendered = {names["vargpt-training"], names["vargpt-packaging"]}
