@@ -50,6 +50,12 @@ def promote(
             help="A folder that all readers mount: weights go there in place of MLflow's artifacts."
         ),
     ] = None,
+    challenger: Annotated[
+        bool,
+        typer.Option(
+            "--challenger", help="Let a canary decide: vargpt deploy --canary 10 --alias challenger."
+        ),
+    ] = False,
     tracking_uri: Tracking = LOCAL_MLFLOW,
     as_json: AsJson = False,
 ) -> None:
@@ -68,10 +74,24 @@ def promote(
     version = register(
         tracking_uri, name, facts["run_id"], folder, figures, read_lineage(folder), weights_volume
     )
+    if challenger:
+        _make_challenger(tracking_uri, name, version, as_json)
+        return
     outcome = promote(tracking_uri, name, version, gates.margins, gates.floors, who, record)
     print_result({**dataclasses.asdict(outcome), "report": outcome.report}, outcome.report, as_json)
     if not outcome.is_champion:
         raise typer.Exit(CHECK_FAILED)
+
+
+def _make_challenger(tracking_uri: str, name: str, version: str, as_json: bool) -> None:
+    """The alias alone; the champion stays whatever it is."""
+    from training.registry.versions import CHALLENGER, CHAMPION, open_registry
+
+    client = open_registry(tracking_uri)
+    if str(client.get_registered_model(name).aliases.get(CHAMPION)) == version:
+        raise UserError(f"version {version} is the champion already")
+    client.set_registered_model_alias(name, CHALLENGER, version)
+    print_result({"version": version}, f"version {version} is the challenger", as_json)
 
 
 def rollback(

@@ -2,14 +2,18 @@
 it.
 
 Files:
-    lineage_labels.py    a registered version as labels of its pods, and the list that admission looks into
-    rollout.py           a Deployment's pods replaced, with the reason where they do not come up
-    service_metrics.py   requests, errors and latency of a Deployment's pods, from their own metrics
-    canary.py            a second Deployment with a share of the traffic, compared with the first
+    registered_versions.py   versions as labels of their pods, and the list that admission looks into
+    rollout.py               a Deployment's pods replaced, with the reason where they do not come up
+    service_metrics.py       requests, errors and latency of a Deployment's pods, from their own metrics
+    canary.py                a second Deployment with a share of the traffic, compared with the first
+    canary_rules.py          when it is as good: errors, latency, and the gates of promotion
+    refusals.py              versions that were tried and not taken
 
 Door:
-    lineage_labels: registered_versions, write_registered
+    registered_versions: RegisteredVersion, RegisteredVersions, registered_versions, write_registered
     rollout: Deployments
-    canary: Canary, CanaryRules
+    refusals: Refusals
+    canary: STABLE, Canary
+    canary_rules: CanaryRules
 May import: submission, registry
 """

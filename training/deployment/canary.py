@@ -1,16 +1,19 @@
 """Canary: a second Deployment of another version gets a share of the traffic and is compared with the first.
 
+The figures that both were registered with are compared before, by the gates of promotion; a version that is
+not taken is written down, so that no later rollout takes it.
+
 Traffic is split by weights of the front (k8s/canary) where that is there; without it, the service sends
 requests to all pods alike, so that the share follows from how many there are.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from model.errors import UserError
-from training.deployment.lineage_labels import Lineage
+from training.deployment.canary_rules import CanaryRules, bar_of
+from training.deployment.refusals import Refusals
+from training.deployment.registered_versions import RegisteredVersion
 from training.deployment.rollout import Deployments
 from training.deployment.service_metrics import Traffic, traffic_of
 from training.submission.api import REQUEST_SECONDS, ApiServer
@@ -18,35 +21,6 @@ from training.submission.api import REQUEST_SECONDS, ApiServer
 STABLE, CANARY, FRONT = "vargpt", "vargpt-canary", "front"
 NAME_LABEL = "app.kubernetes.io/name"
 POLL_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class CanaryRules:
-    """When a canary is as good as what it may replace.
-
-    Args:
-        observe_seconds: How long both are compared.
-        min_requests: Of the canary, below which nothing is decided.
-        error_margin: By how much its share of errors may be greater.
-        latency_factor, latency_seconds: Its mean latency may be so many times the other's, and so much more.
-    """
-
-    observe_seconds: float = 120.0
-    min_requests: int = 20
-    error_margin: float = 0.01
-    latency_factor: float = 1.5
-    latency_seconds: float = 0.1
-
-    def objection(self, stable: Traffic, canary: Traffic) -> str | None:
-        """Why a canary is not as good; None if it is."""
-        if canary.requests < self.min_requests:
-            return f"it had {canary.requests:.0f} requests, {self.min_requests} are needed to tell"
-        if canary.error_share > stable.error_share + self.error_margin:
-            return f"{canary.error_share:.1%} of its requests failed, of the other's {stable.error_share:.1%}"
-        most = stable.latency * self.latency_factor + self.latency_seconds
-        if stable.replies and canary.latency > most:
-            return f"its replies take {canary.latency:.2f} s, the other's {stable.latency:.2f} s"
-        return None
 
 
 class Canary:
@@ -59,30 +33,59 @@ class Canary:
     def __init__(self, server: ApiServer, say: Callable[[str], None]) -> None:
         self.server, self.say = server, say
         self.deployments = Deployments(server, say)
+        self.refusals = Refusals(self.deployments, STABLE)
 
-    def run(self, lineage: Lineage, percent: int, rules: CanaryRules) -> None:
+    def run(
+        self,
+        canary: RegisteredVersion,
+        stable: RegisteredVersion | None,
+        percent: int,
+        rules: CanaryRules,
+        promote: Callable[[], str | None],
+    ) -> str | None:
         """Send some of the traffic to a version; roll everything to it, or back, by what was seen.
 
+        Args:
+            stable: The version that is deployed; None where it is not registered.
+            promote: Called after a good trial, before everything goes to the version: makes it the champion,
+                or returns why not.
+
+        Returns:
+            Why the version was not taken, in which case the service is as before; None if it was.
+
         Raises:
-            UserError: says why the version was not taken; the service is then as before.
+            UserError: the version does not come up, or cannot be compared; the service is then as before.
         """
+        bar = bar_of(stable, canary)
+        against = f"those of {bar}" if bar else "floors alone: what is deployed sets no bar"
+        self.say(f"the figures of {canary} are held against {against}")
+        objection = rules.objection_to_figures(bar, canary) or self._try(canary, percent, rules, promote)
+        if objection is None:
+            self.refusals.drop(canary)
+        else:
+            self.refusals.add(canary, objection)
+        return objection
+
+    def _try(
+        self,
+        version: RegisteredVersion,
+        percent: int,
+        rules: CanaryRules,
+        promote: Callable[[], str | None],
+    ) -> str | None:
+        """Try a version and roll everything to it; why it was not taken, or None."""
         try:
-            self._start(lineage)
+            self._start(version)
             self._split(percent)
-            objection = self._watch(rules)
-        except (UserError, KeyboardInterrupt):
-            self._end()
-            raise
-        if objection:
-            self._end()
-            raise UserError(f"{lineage} was tried and not taken: {objection}")
-        self.say(f"{lineage} is as good: all traffic goes to it")
-        try:
-            self.deployments.roll(STABLE, lineage.labels)
+            objection = self._watch(rules) or promote()
+            if objection is None:
+                self.say(f"{version} is as good: all traffic goes to it")
+                self.deployments.roll(STABLE, version.labels)
+            return objection
         finally:
             self._end()
 
-    def _start(self, lineage: Lineage) -> None:
+    def _start(self, version: RegisteredVersion) -> None:
         """Make the second Deployment, one pod like those of the first."""
         stable = self.deployments.get(STABLE)
         client = self.server.apps.api_client
@@ -90,13 +93,13 @@ class Canary:
         own = {NAME_LABEL: CANARY}
         spec["replicas"] = 1
         spec["selector"] = {"matchLabels": own}
-        spec["template"]["metadata"]["labels"] |= own | lineage.labels
+        spec["template"]["metadata"]["labels"] |= own | version.labels
         metadata = {"name": CANARY, "labels": {**(stable.metadata.labels or {}), **own}}
         self._delete()
         body = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}
         create = self.server.apps.create_namespaced_deployment
         self.server.ask(create, self.server.namespace, body, _request_timeout=REQUEST_SECONDS)
-        self.say(f"{CANARY} starts with {lineage}")
+        self.say(f"{CANARY} starts with {version}")
         self.deployments.wait(CANARY)
 
     def _split(self, percent: int) -> None:
@@ -131,7 +134,7 @@ class Canary:
             f"requests {stable.requests:.0f} and {canary.requests:.0f}, errors {stable.error_share:.1%} and "
             f"{canary.error_share:.1%}, seconds {stable.latency:.2f} and {canary.latency:.2f}"
         )
-        return rules.objection(stable, canary)
+        return rules.objection_to_traffic(stable, canary)
 
     def _traffic(self) -> tuple[Traffic, Traffic]:
         """Of the deployed version and of the canary."""

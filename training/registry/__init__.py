@@ -17,10 +17,10 @@ Door:
     lineage: imported_lineage, read_lineage, write_lineage
     trace: ChainLink, HashCheck, trace_lineage
     shared_model: SHARED, final_model, share, share_by_name
-    evaluation_subject: DECIDING_SPLIT, SUBJECT, EvaluationSubject
-    gates: LOWER_IS_BETTER, numbers, reaches
-    versions: CHALLENGER, CHAMPION, open_registry, register, replace_figures
-    promotion: promote, roll_back
+    evaluation_subject: DECIDING_SPLIT, SUBJECT, EvaluationSubject, subject_of
+    gates: LOWER_IS_BETTER, decide, numbers, reaches
+    versions: CHALLENGER, CHAMPION, figures_of, open_registry, register, replace_figures
+    promotion: PAST_TAGS, Promotion, promote, roll_back
     trained_versions: track_trained
     fetch: model_folder
 May import: tracking

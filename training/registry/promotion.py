@@ -63,6 +63,14 @@ class Promotion:
         lines += [f"  {gate}" for gate in gates if self.is_champion or not gate.is_open]
         return "\n".join(lines + ([f"  {self.obstacle}"] if self.obstacle else []))
 
+    @property
+    def objection(self) -> str | None:
+        """Why the candidate is not the champion, in one line; None if it is."""
+        if self.is_champion:
+            return None
+        gates = () if self.decision is None else self.decision.failed
+        return "; ".join([*(str(gate) for gate in gates), *([self.obstacle] if self.obstacle else [])])
+
 
 @dataclass(frozen=True)
 class Rollback:

@@ -191,6 +191,25 @@ def test_lineage_ends_with_1_when_a_link_is_wrong(repository, capsys):
     ]
 
 
+def test_a_challenger_is_registered_and_left_to_a_canary(uri, capsys):
+    train(uri, "one")
+    promote(tracking_uri=uri)
+    train(uri, "two")
+
+    promote(tracking_uri=uri, challenger=True)
+
+    assert aliases(uri) == {"champion": "1", "challenger": "2"}
+    assert "version 2 is the challenger" in capsys.readouterr().out
+
+
+def test_the_champion_is_not_made_a_challenger(uri):
+    train(uri, "one")
+    promote(tracking_uri=uri)
+
+    with pytest.raises(UserError, match="version 1 is the champion already"):
+        promote(tracking_uri=uri, challenger=True)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -1,12 +1,17 @@
 """Laws of a canary: it is taken only where it is as good, by the metrics that the service exports."""
 
+import dataclasses
+
 import pytest
 
-from training.deployment.canary import CanaryRules
+from model.errors import UserError
+from tests.training.registry.candidates import FLOORS, MARGINS, METRICS
+from training.deployment.canary_rules import CanaryRules, bar_of
+from training.deployment.registered_versions import RegisteredVersion
 from training.deployment.rollout import is_rolled_out
 from training.deployment.service_metrics import ERRORS, Traffic, parse_traffic
 
-RULES = CanaryRules(observe_seconds=1, min_requests=20)
+RULES = CanaryRules(margins=MARGINS, floors=FLOORS, observe_seconds=1, min_requests=20)
 GOOD = Traffic(requests=900, errors=3, replies=897, reply_seconds=897.0)
 
 
@@ -16,7 +21,7 @@ def canary(requests=100, errors=0, seconds=1.0):
 
 
 def test_a_version_that_answers_as_well_is_taken():
-    assert RULES.objection(GOOD, canary()) is None
+    assert RULES.objection_to_traffic(GOOD, canary()) is None
 
 
 @pytest.mark.parametrize(
@@ -28,11 +33,36 @@ def test_a_version_that_answers_as_well_is_taken():
     ],
 )
 def test_a_version_that_answers_worse_or_not_enough_is_not_and_says_why(traffic, objection):
-    assert RULES.objection(GOOD, traffic) == objection
+    assert RULES.objection_to_traffic(GOOD, traffic) == objection
 
 
 def test_where_both_are_bad_the_canary_is_not_blamed():
-    assert RULES.objection(canary(errors=30), canary(errors=30)) is None
+    assert RULES.objection_to_traffic(canary(errors=30), canary(errors=30)) is None
+
+
+def registered(number, **subject):
+    facts = {"weights_sha256": number, "data_md5": "d", "prepared_sha256": "p", "split": "test"}
+    figures = {"subject": {**facts, "questions": 1, "drawings": 1, **subject}, **METRICS}
+    return RegisteredVersion(number, "0" * 12, figures)
+
+
+@pytest.mark.parametrize(
+    ("stable", "is_bar"),
+    [
+        (registered("1"), True),
+        (registered("1", prepared_sha256="q"), False),
+        (dataclasses.replace(registered("1"), is_withdrawn=True), False),
+        (RegisteredVersion("1", "0" * 12), False),
+        (None, False),
+    ],
+)
+def test_what_is_deployed_sets_a_bar_where_its_figures_count_and_are_of_the_same_test_set(stable, is_bar):
+    assert bar_of(stable, registered("2")) is (stable if is_bar else None)
+
+
+def test_a_version_without_figures_cannot_be_compared():
+    with pytest.raises(UserError, match=r"^version 2 .* has no figures: evaluate it first"):
+        RULES.objection_to_figures(None, RegisteredVersion("2", "0" * 12))
 
 
 def test_the_service_and_its_reader_agree_on_the_names_of_metrics_and_outcomes():
