@@ -15,6 +15,7 @@ from model.manifest import (
     link_published,
     manifest_sha256,
     read_manifest,
+    sha256_files,
     verify,
 )
 
@@ -52,6 +53,31 @@ def write_address(weights: Path, small: Path) -> Path:
     return path
 
 
+def missing_weights(folder: Path) -> Path | None:
+    """Where the weights of what a registry held lie, if this machine does not mount that; else None."""
+    if not (folder / ADDRESS).is_file():
+        return None
+    kept = _weights_folder(folder)
+    return None if (kept / MANIFEST).is_file() else kept
+
+
+def verify_small_files(folder: Path) -> None:
+    """Raise a UserError that names the first small file which is missing or altered; weights are not read."""
+    entries = read_manifest(folder)
+    files = {name: folder / name for name in small_files(folder) if name != MANIFEST}
+    if missing := [path for path in files.values() if not path.is_file()]:
+        raise UserError(f"{missing[0]} is missing, though the manifest names it")
+    for name, digest in sha256_files(files).items():
+        if digest != entries[name]["sha256"]:
+            raise UserError(
+                f"{files[name]} has SHA-256 {digest}, the manifest says {entries[name]['sha256']}"
+            )
+
+
+def _weights_folder(small: Path) -> Path:
+    return Path(json.loads((small / ADDRESS).read_text(encoding="utf-8"))["folder"])
+
+
 def with_weights(folder: Path, scratch: Path) -> Path:
     """What a registry held of a model, with its weights: the folder itself, or one in `scratch` with links to
     them.
@@ -60,9 +86,9 @@ def with_weights(folder: Path, scratch: Path) -> Path:
     """
     if not (folder / ADDRESS).is_file():
         return folder
-    kept = Path(json.loads((folder / ADDRESS).read_text(encoding="utf-8"))["folder"])
-    if not (kept / MANIFEST).is_file():
-        raise UserError(f"the weights lie in {kept}, and there is no such folder here: mount that volume")
+    if (missing := missing_weights(folder)) is not None:
+        raise UserError(f"the weights lie in {missing}, and there is no such folder here: mount that volume")
+    kept = _weights_folder(folder)
     if (found := manifest_sha256(kept)) != (expected := manifest_sha256(folder)):
         raise UserError(f"{kept} holds weights {found}, the registry says {expected}")
     whole = scratch / "with_weights"

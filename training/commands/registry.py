@@ -153,28 +153,35 @@ def _refuse_stale(pointer: Path, facts: dict[str, Any], folder: Path) -> None:
 
 def lineage(
     model: Annotated[
-        str, typer.Argument(help="A model's folder, or models:/NAME@ALIAS or models:/NAME/VERSION.")
+        str,
+        typer.Argument(
+            help="A model's folder, models:/NAME@ALIAS, models:/NAME/VERSION, or a reply's X-Model-Version."
+        ),
     ] = "outputs/stage3/model",
     root: Annotated[Path, typer.Option(help="The repository.")] = Path(),
     outputs: Annotated[
         Path | None, typer.Option(help="Where models lie that it was trained from; default: ROOT/outputs.")
     ] = None,
+    name: Name = MODEL_NAME,
     tracking_uri: Tracking = LOCAL_MLFLOW,
     as_json: AsJson = False,
 ) -> None:
     """Walk back from a model to its data and to the first model, verifying every hash. Exit 1 if one is
     wrong.
 
-    What is not here any more is marked with `?` and is not wrong.
+    What is not here, such as weights on a volume of a cluster, is marked with `?` and is not wrong.
     """
     from training.registry.fetch import model_folder
     from training.registry.lineage import read_lineage
     from training.registry.trace import trace_lineage
 
-    with model_folder(model, tracking_uri) as folder:
+    # What the service sends with every reply is the number of its version.
+    if model.isdecimal() and not Path(model).exists():
+        model = f"models:/{name}/{model}"
+    with model_folder(model, tracking_uri, needs_weights=False) as folder:
         record = dataclasses.asdict(read_lineage(folder))
         chain = trace_lineage(folder, root, outputs or root / "outputs")
-    lines = [f"{name + ':':24}{value}" for name, value in record.items() if value is not None]
+    lines = [f"{key + ':':24}{value}" for key, value in record.items() if value is not None]
     lines += [line for link in chain for line in _told(link)]
     facts = {"model": model, "record": record, "chain": [dataclasses.asdict(link) for link in chain]}
     print_result(facts, "\n".join(lines), as_json)

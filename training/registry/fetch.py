@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from model.errors import UserError, redact
 from model.manifest import MANIFEST, manifest_sha256
-from model.weights_address import with_weights
+from model.weights_address import missing_weights, with_weights
 from training.registry.lineage import WEIGHTS_TAG
 from training.registry.versions import local_artifacts
 from training.tracking.mlflow_run import connect, outage_errors
@@ -26,7 +26,7 @@ _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<versi
 
 
 @contextmanager
-def model_folder(address: str, uri: str) -> Iterator[Path]:
+def model_folder(address: str, uri: str, needs_weights: bool = True) -> Iterator[Path]:
     """The folder of a model while the block runs: the folder itself, or a registered version.
 
     Registered weights are read where they lie, or downloaded for the time of the block from elsewhere.
@@ -34,15 +34,16 @@ def model_folder(address: str, uri: str) -> Iterator[Path]:
     Args:
         address: A folder, or models:/NAME@ALIAS or models:/NAME/VERSION.
         uri: Where MLflow is.
+        needs_weights: False for small files alone, where weights lie on a volume that is not mounted here.
     """
     if not address.startswith(REGISTERED):
         yield Path(address)
         return
     with TemporaryDirectory() as scratch:
-        yield fetch(uri, address, Path(scratch))
+        yield fetch(uri, address, Path(scratch), needs_weights)
 
 
-def fetch(uri: str, address: str, scratch: Path) -> Path:
+def fetch(uri: str, address: str, scratch: Path, needs_weights: bool = True) -> Path:
     """The folder that holds a version's manifest: where it lies on this machine, or downloaded to `scratch`.
 
     Raises:
@@ -61,6 +62,8 @@ def fetch(uri: str, address: str, scratch: Path) -> Path:
     registered, weights = version.tags.get(WEIGHTS_TAG), manifest_sha256(found[0])
     if registered != weights:
         raise UserError(f"{address} was registered with weights {registered}, its files are {weights}")
+    if not needs_weights and missing_weights(found[0]) is not None:
+        return found[0]
     return with_weights(found[0], scratch)
 
 

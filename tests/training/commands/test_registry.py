@@ -20,6 +20,8 @@ from tests.training.registry.candidates import (
 )
 from tests.training.registry.repositories import git, move_data_on, publish
 from training.commands.registry import acting_user, lineage, promote, rollback
+from training.registry.lineage import read_lineage
+from training.registry.versions import register
 
 ROOT = Path(__file__).parents[3]
 POINTER, FIGURES = Path("artifacts/stage3.json"), Path("metrics/evaluate.json")
@@ -189,6 +191,47 @@ def test_lineage_ends_with_1_when_a_link_is_wrong(repository, capsys):
         [True],
         [False],
     ]
+
+
+@pytest.fixture
+def on_volume(uri, repository, tmp_path):
+    """A registered version whose weights lie on a volume, and that volume."""
+    folder, volume = chain(repository), tmp_path / "volume"
+    run = tracked_run(uri, tmp_path)
+    record = read_lineage(folder)
+    register(uri, "vargpt", run, folder, measured(METRICS, folder, data_md5=record.data_md5), record, volume)
+    return volume
+
+
+def test_the_version_in_a_replys_header_leads_to_the_data(uri, repository, on_volume, capsys):
+    lineage("1", root=repository, tracking_uri=uri, as_json=True)
+
+    found = told(capsys)
+    assert found["model"] == "models:/vargpt/1" and found["record"]["model_version"] == "1"
+    assert [link["stage"] for link in found["chain"]] == ["stage2", "stage1", "backbones"]
+    assert {check["name"]: check["is_right"] for check in found["chain"][0]["checks"]}["data"]
+
+
+def test_lineage_is_walked_without_the_volume_that_the_weights_lie_on(uri, repository, on_volume, capsys):
+    shutil.rmtree(on_volume)
+
+    lineage("1", root=repository, tracking_uri=uri, as_json=True)
+
+    link = told(capsys)["chain"][0]
+    checks = {check["name"]: check for check in link["checks"]}
+    assert checks["weights"]["is_right"] is None and str(on_volume) in checks["weights"]["found"]
+    assert checks["data"]["is_right"] and checks["git commit"]["is_right"]
+
+
+def test_a_small_file_that_was_altered_is_wrong_without_the_weights_too(uri, repository, on_volume):
+    shutil.rmtree(on_volume)
+    (config,) = Path().rglob("artifacts/model-*/config.json")
+    config.write_text("[]")
+
+    with pytest.raises(typer.Exit) as ended:
+        lineage("1", root=repository, tracking_uri=uri)
+
+    assert ended.value.exit_code == 1
 
 
 def test_a_challenger_is_registered_and_left_to_a_canary(uri, capsys):
