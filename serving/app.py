@@ -12,7 +12,7 @@ from serving.config import Limits
 from serving.errors import ApiError
 from serving.handlers import answer_chat, answer_images
 from serving.home_page import home_page
-from serving.loaded_model import ModelSlot
+from serving.loaded_model import ServedModel
 from serving.middleware import CHAT_PATH, IMAGES_PATH, AdmissionMiddleware, RequestLogMiddleware
 from serving.openapi import POST_ERRORS, add_request_schemas, errors, json_body
 from serving.request_body import BodyReader
@@ -34,7 +34,7 @@ class VargptApi(FastAPI):
         return self.openapi_schema
 
 
-def create_app(slot: ModelSlot, limits: Limits) -> FastAPI:
+def create_app(served_model: ServedModel, limits: Limits) -> FastAPI:
     """The application; every failure has the shape {"error": {message, type, param, code}}."""
     app = VargptApi(
         title="vargpt",
@@ -44,21 +44,21 @@ def create_app(slot: ModelSlot, limits: Limits) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(AdmissionMiddleware, limits=limits, check_room=slot.check_room)
-    app.add_middleware(RequestLogMiddleware, limits=limits, slot=slot)
+    app.add_middleware(AdmissionMiddleware, limits=limits, check_room=served_model.check_room)
+    app.add_middleware(RequestLogMiddleware, limits=limits, served_model=served_model)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_fault)
     app.add_route("/", home_page, methods=["GET"], include_in_schema=False)
-    _add_post_routes(app, slot, BodyReader(limits))
-    _add_get_routes(app, slot)
+    _add_post_routes(app, served_model, BodyReader(limits))
+    _add_get_routes(app, served_model)
     # Without these the server around us would answer, in another shape.
     for path in ("/v1", "/v1/{path:path}"):
         app.add_route(path, _UnknownRoute(app), include_in_schema=False)
     return app
 
 
-def _add_post_routes(app: FastAPI, slot: ModelSlot, bodies: BodyReader) -> None:
+def _add_post_routes(app: FastAPI, served_model: ServedModel, bodies: BodyReader) -> None:
     @app.post(
         CHAT_PATH,
         response_model=None,
@@ -67,7 +67,7 @@ def _add_post_routes(app: FastAPI, slot: ModelSlot, bodies: BodyReader) -> None:
     )
     async def chat_completions(request: Request) -> Response:
         """Answers a conversation with text, pictures, or both."""
-        return await answer_chat(slot.require(), bodies, request)
+        return await answer_chat(served_model.require(), bodies, request)
 
     @app.post(
         IMAGES_PATH,
@@ -77,21 +77,21 @@ def _add_post_routes(app: FastAPI, slot: ModelSlot, bodies: BodyReader) -> None:
     )
     async def images_generations(request: Request) -> Response:
         """Draws pictures of a prompt."""
-        return await answer_images(slot.require(), bodies, request)
+        return await answer_images(served_model.require(), bodies, request)
 
 
-def _add_get_routes(app: FastAPI, slot: ModelSlot) -> None:
+def _add_get_routes(app: FastAPI, served_model: ServedModel) -> None:
     @app.get("/v1/models", responses=errors())
     async def models() -> dict[str, Any]:
         """The one model of this service, with its version and lineage."""
-        return {"object": "list", "data": [slot.require().card.body]}
+        return {"object": "list", "data": [served_model.require().info.body]}
 
     @app.get("/v1/models/{model_id}", responses=errors(404))
     async def model(model_id: str) -> dict[str, Any]:
         """The same as an object by itself."""
-        loaded = slot.require()
+        loaded = served_model.require()
         loaded.check_name(model_id)
-        return loaded.card.body
+        return loaded.info.body
 
 
 class _UnknownRoute:

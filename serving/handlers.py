@@ -101,7 +101,7 @@ def _plan_chat(model: LoadedModel, body: ChatRequest) -> ChatPlan:
     model.check_name(body.model)
     prompts = model.request_builder.chat_requests(body)
     reply_format = ChatReplyFormat(
-        model=model.card.id,
+        model=model.info.id,
         seed=prompts[0].params.seed,
         in_parts=body.response_content == "parts",
         with_text="text" in body.modalities,

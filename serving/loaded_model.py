@@ -1,4 +1,4 @@
-"""The loaded model as the HTTP API sees it, and the slot in which it appears when it is ready."""
+"""The loaded model as the HTTP API sees it, and whether the service has one yet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOADING_RETRY_SECONDS = 2
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class ModelInfo:
     """What the service tells about its model."""
 
     id: str
@@ -47,53 +47,53 @@ class ModelCard:
 class LoadedModel:
     """A model that is loaded and warmed up, with the engine that runs it."""
 
-    card: ModelCard
+    info: ModelInfo
     engine: Engine
     request_builder: RequestBuilder
     processor: ThreadSafeProcessor
 
     def check_name(self, asked: str | None) -> None:
         """Raises ApiError when a request names another model."""
-        if asked is not None and asked != self.card.id:
+        if asked is not None and asked != self.info.id:
             raise ApiError(
                 404,
-                f"the model {asked[:100]!r} does not exist; this service has {self.card.id!r}",
+                f"the model {asked[:100]!r} does not exist; this service has {self.info.id!r}",
                 param="model",
                 code="model_not_found",
             )
 
 
-class ModelSlot:
+class ServedModel:
     """Holds the model once it is loaded; until then, or after a failure to load, says so."""
 
     def __init__(self) -> None:
-        self.model: LoadedModel | None = None
+        self.loaded: LoadedModel | None = None
         self.failure: str | None = None
 
     @property
     def model_version(self) -> str:
         """For the header of every response."""
-        return self.model.card.version if self.model else "none"
+        return self.loaded.info.version if self.loaded else "none"
 
     @property
     def is_ready(self) -> bool:
         """Whether requests are taken."""
-        return self.model is not None and self.model.engine.is_ready
+        return self.loaded is not None and self.loaded.engine.is_ready
 
     @property
     def is_alive(self) -> bool:
         """False when only a restart helps."""
-        return self.failure is None if self.model is None else self.model.engine.is_alive
+        return self.failure is None if self.loaded is None else self.loaded.engine.is_alive
 
     def require(self) -> LoadedModel:
         """The model; an ApiError 503 when there is none."""
         if self.failure is not None:
             raise ApiError(503, f"the model could not be loaded: {self.failure}", code="model_failed")
-        if self.model is None:
+        if self.loaded is None:
             raise ApiError(
                 503, "the model is being loaded", code="model_loading", retry_after=LOADING_RETRY_SECONDS
             )
-        return self.model
+        return self.loaded
 
     def check_room(self) -> None:
         """Raises ApiError when no request would be taken now."""

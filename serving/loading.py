@@ -20,7 +20,7 @@ from serving.config import Limits
 from serving.device_errors import is_fatal
 from serving.engine import Engine
 from serving.jobs import Finished, JobOptions
-from serving.loaded_model import LoadedModel, ModelCard
+from serving.loaded_model import LoadedModel, ModelInfo
 from serving.packaging import NAME
 from serving.request_builder import RequestBuilder
 from serving.thread_safe_processor import ThreadSafeProcessor
@@ -58,7 +58,7 @@ def load_model_for_serving(
     model.eval()
     if device == "cpu" and not multiplies_bfloat16():
         widen_linear_maps(model)
-    card = _card(folder, model.config.image_size, facts or {})
+    info = _model_info(folder, model.config.image_size, facts or {})
     engine = Engine(functools.partial(generate, model), limits, is_fatal)
     engine.start()
     shared_processor = ThreadSafeProcessor(processor, num_writers=limits.preparing_requests)
@@ -71,8 +71,8 @@ def load_model_for_serving(
     )
     if warms_up:
         warm_up(engine, request_builder)
-    logger.info("model %s ready on %s in %.1f s", card.version, device, time.monotonic() - started)
-    return LoadedModel(card, engine, request_builder, shared_processor)
+    logger.info("model %s ready on %s in %.1f s", info.version, device, time.monotonic() - started)
+    return LoadedModel(info, engine, request_builder, shared_processor)
 
 
 def warm_up(engine: Engine, request_builder: RequestBuilder) -> None:
@@ -106,11 +106,11 @@ def _run(requests: list[Request], engine: Engine) -> None:
         raise failures[0]
 
 
-def _card(folder: Path, image_size: int, facts: dict[str, Any]) -> ModelCard:
+def _model_info(folder: Path, image_size: int, facts: dict[str, Any]) -> ModelInfo:
     path = folder / LINEAGE
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     lineage = {**record, **facts, "weights_sha256": manifest_sha256(folder)}
-    return ModelCard(
+    return ModelInfo(
         id=NAME,
         version=str(lineage.get("model_version") or UNREGISTERED),
         created=int((folder / MANIFEST).stat().st_mtime),

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.config import Limits
 from serving.errors import CLIENT_GONE, ApiError, SlowReaderError
-from serving.loaded_model import ModelSlot
+from serving.loaded_model import ServedModel
 from serving.request_log import (
     ANSWERED,
     GONE,
@@ -37,10 +37,10 @@ class RequestLogMiddleware:
     The id is the caller's, if plain. A client that does not read for longer than `send_seconds` is given up.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, slot: ModelSlot) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, served_model: ServedModel) -> None:
         self.app = app
         self.limits = limits
-        self.slot = slot
+        self.served_model = served_model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,7 +71,7 @@ class RequestLogMiddleware:
                 record.status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = record.request_id
-                headers["X-Model-Version"] = self.slot.model_version
+                headers["X-Model-Version"] = self.served_model.model_version
             seconds = min(self.limits.send_seconds, self.limits.send_seconds + record.seconds_left)
             try:
                 async with asyncio.timeout(seconds):
@@ -94,8 +94,8 @@ class RequestLogMiddleware:
     def _report(self, record: RequestRecord, scope: Scope) -> None:
         record.route = _route(scope)
         logger.info(record.line())
-        if self.slot.model is not None:
-            metrics = self.slot.model.engine.metrics
+        if self.served_model.loaded is not None:
+            metrics = self.served_model.loaded.engine.metrics
             metrics.requests.labels(route=record.route, outcome=record.outcome).inc()
             if record.status in REFUSED:
                 metrics.refused.labels(reason=record.outcome).inc()

@@ -13,18 +13,18 @@ import bentoml
 from serving import request_log
 from serving.app import create_app
 from serving.config import Limits
-from serving.loaded_model import ModelSlot
+from serving.loaded_model import ServedModel
 from serving.metrics import without_own
 from serving.packaging import NAME, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
 LIMITS = Limits.from_environment(os.environ)
-SLOT = ModelSlot()
+SERVED_MODEL = ServedModel()
 TRAFFIC_MARGIN_SECONDS = 30.0  # our own deadline answers first, in our own shape
 
 
-@bentoml.asgi_app(create_app(SLOT, LIMITS), path="/")
+@bentoml.asgi_app(create_app(SERVED_MODEL, LIMITS), path="/")
 @bentoml.service(
     name=NAME,
     workers=1,  # one process owns the device; more replicas, not more workers
@@ -47,7 +47,7 @@ class VargptService:
             # as well, just to read its settings, and would wait for torch.
             load_model_for_serving = importlib.import_module("serving.loading").load_model_for_serving
             folder, facts = _find_model(os.environ.get("VARGPT_MODEL"))
-            SLOT.model = load_model_for_serving(
+            SERVED_MODEL.loaded = load_model_for_serving(
                 folder,
                 LIMITS,
                 facts=facts,
@@ -57,21 +57,25 @@ class VargptService:
             )
         except Exception as error:  # the border of the thread: the reason must reach log, clients and probes
             logger.exception("the model could not be loaded")
-            SLOT.failure = str(error) or type(error).__name__
+            SERVED_MODEL.failure = str(error) or type(error).__name__
 
     async def __is_ready__(self) -> bool:
-        return SLOT.is_ready
+        return SERVED_MODEL.is_ready
 
     async def __is_alive__(self) -> bool:
-        return SLOT.is_alive
+        return SERVED_MODEL.is_alive
 
     def __metrics__(self, text: str) -> str:
-        return text if SLOT.model is None else without_own(text) + SLOT.model.engine.metrics.render()
+        return (
+            text
+            if SERVED_MODEL.loaded is None
+            else without_own(text) + SERVED_MODEL.loaded.engine.metrics.render()
+        )
 
     @bentoml.on_shutdown
     async def _drain(self) -> None:
-        if SLOT.model is not None:
-            await asyncio.to_thread(SLOT.model.engine.drain, LIMITS.deadline_seconds)
+        if SERVED_MODEL.loaded is not None:
+            await asyncio.to_thread(SERVED_MODEL.loaded.engine.drain, LIMITS.deadline_seconds)
 
 
 def _find_model(named: str | None) -> tuple[Path, dict[str, Any]]:

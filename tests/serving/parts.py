@@ -26,7 +26,7 @@ from serving.app import create_app
 from serving.config import Limits
 from serving.engine import Engine
 from serving.jobs import JobOptions
-from serving.loaded_model import LoadedModel, ModelSlot
+from serving.loaded_model import LoadedModel, ServedModel
 from serving.request_builder import RequestBuilder
 from serving.thread_safe_processor import ThreadSafeProcessor
 
@@ -175,9 +175,9 @@ def save_random_model(folder: Path) -> None:
 
 def new_app(model: LoadedModel | None, limits: Limits | None = None) -> ASGIApp:
     """A new application, with the limits of the model's engine where none are given."""
-    slot = ModelSlot()
-    slot.model = model
-    return create_app(slot, limits or (model.engine.limits if model else Limits()))
+    served_model = ServedModel()
+    served_model.loaded = model
+    return create_app(served_model, limits or (model.engine.limits if model else Limits()))
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ def test_a_picture_that_was_asked_for_comes_beside_the_text(http: TestClient, lo
     [part] = message["images"]
     assert message["content"] == ""
     assert part["type"] == "image_url"
-    assert pixels(part["image_url"]["url"]).size == (loaded_model.card.image_size,) * 2
+    assert pixels(part["image_url"]["url"]).size == (loaded_model.info.image_size,) * 2
 
 
 def test_parts_keep_the_order_of_text_and_pictures(http: TestClient):
@@ -118,7 +118,7 @@ def test_without_a_seed_one_is_drawn_and_told(http: TestClient):
 
 
 def test_pictures_are_drawn_by_the_images_route(http: TestClient, loaded_model: LoadedModel):
-    side = loaded_model.card.image_size
+    side = loaded_model.info.image_size
     body = http.post(DRAW, json={"prompt": "a red seven on white", "n": 3, "size": f"{side}x{side}"}).json()
 
     images = [Image.open(io.BytesIO(base64.b64decode(entry["b64_json"]))) for entry in body["data"]]

@@ -14,7 +14,7 @@ from model.generation.generate import Event, Reply
 from serving.config import Limits
 from serving.device_errors import is_fatal
 from serving.images import encode_data_url
-from serving.loaded_model import LoadedModel, ModelSlot
+from serving.loaded_model import LoadedModel, ServedModel
 from tests.serving.parts import (
     CHAT,
     DRAW,
@@ -232,27 +232,27 @@ def test_a_fatal_fault_of_the_device_is_told_to_clients_and_probes(
     def fail(requests: object, **callbacks: object) -> list:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    slot = ModelSlot()
+    served_model = ServedModel()
     with running(loaded_model, fail, is_fatal) as model, http_client(model) as http:
-        slot.model = model
-        assert (slot.is_alive, slot.is_ready) == (True, True)
+        served_model.loaded = model
+        assert (served_model.is_alive, served_model.is_ready) == (True, True)
 
         first = http.post(CHAT, json=SHORT)
-        wait_until(lambda: not slot.is_alive)
+        wait_until(lambda: not served_model.is_alive)
         second = http.post(CHAT, json=SHORT)
 
     assert (first.status_code, first.json()["error"]["code"]) == (500, "generation_failed")
     assert (second.status_code, second.json()["error"]["code"]) == (503, "model_broken")
-    assert not slot.is_ready
+    assert not served_model.is_ready
 
 
 def test_a_slot_is_alive_while_its_model_loads_and_dead_when_that_failed():
-    slot = ModelSlot()
-    assert (slot.is_alive, slot.is_ready) == (True, False)
+    served_model = ServedModel()
+    assert (served_model.is_alive, served_model.is_ready) == (True, False)
 
-    slot.failure = "damaged"
+    served_model.failure = "damaged"
 
-    assert (slot.is_alive, slot.is_ready) == (False, False)
+    assert (served_model.is_alive, served_model.is_ready) == (False, False)
 
 
 def test_an_error_of_our_own_in_the_model_is_no_mistake_of_the_user(loaded_model: LoadedModel):

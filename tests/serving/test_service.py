@@ -29,14 +29,14 @@ SHORT = {**LONG, "max_tokens": 5}
 BROKEN = """
 import threading, time
 import torch
-from serving.service import SLOT, VargptService
+from serving.service import SERVED_MODEL, VargptService
 
 def break_device():
-    while SLOT.model is None:
+    while SERVED_MODEL.loaded is None:
         time.sleep(0.05)
     def fail(requests, **callbacks):
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-    SLOT.model.engine.generate = fail
+    SERVED_MODEL.loaded.engine.generate = fail
 
 threading.Thread(target=break_device, daemon=True).start()
 """

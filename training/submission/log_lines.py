@@ -16,7 +16,7 @@ _STAMPED = re.compile(r"(?P<stamp>\d{4}-\d\d-\d\dT\S+) (?P<line>.*)")
 
 
 @dataclass
-class _Place:
+class _ReadPosition:
     """How far the log of one container has been read."""
 
     asked: float | None = None
@@ -33,7 +33,7 @@ class LogReader:
 
     def __init__(self, server: ApiServer, tail: int | None = None) -> None:
         self.server, self.tail = server, tail
-        self._places: dict[tuple[str, str], _Place] = {}
+        self._positions: dict[tuple[str, str], _ReadPosition] = {}
 
     def new_lines(self, pod: Any) -> list[str]:
         """The lines of all containers of a pod that have begun, in their order."""
@@ -46,10 +46,10 @@ class LogReader:
     def _new_lines(self, pod: Any, container: str) -> list[str]:
         from kubernetes.client import ApiException
 
-        place = self._places.setdefault((pod.metadata.uid, container), _Place())
+        position = self._positions.setdefault((pod.metadata.uid, container), _ReadPosition())
         options: dict[str, Any] = {"tail_lines": self.tail} if self.tail is not None else {}
-        if place.asked is not None:
-            options = {"since_seconds": int(time.monotonic() - place.asked) + OVERLAP_SECONDS}
+        if position.asked is not None:
+            options = {"since_seconds": int(time.monotonic() - position.asked) + OVERLAP_SECONDS}
 
         def read() -> bytes:
             # As bytes: the client would hand out the text of Python's bytes, b'...'.
@@ -71,11 +71,11 @@ class LogReader:
             if error.status in (400, NOT_FOUND):
                 return []
             raise
-        place.asked = now
-        return _unseen(text.decode("utf-8", "replace"), place)
+        position.asked = now
+        return _unseen(text.decode("utf-8", "replace"), position)
 
 
-def _unseen(text: str, place: _Place) -> list[str]:
+def _unseen(text: str, position: _ReadPosition) -> list[str]:
     """The lines after the last one that was read; lines of one moment are told apart by their text."""
     fresh = []
     for line in text.splitlines():
@@ -83,10 +83,10 @@ def _unseen(text: str, place: _Place) -> list[str]:
         if match is None:
             continue
         stamp = match["stamp"]
-        if stamp < place.stamp or line in place.seen:
+        if stamp < position.stamp or line in position.seen:
             continue
-        if stamp > place.stamp:
-            place.stamp, place.seen = stamp, set()
-        place.seen.add(line)
+        if stamp > position.stamp:
+            position.stamp, position.seen = stamp, set()
+        position.seen.add(line)
         fresh.append(match["line"])
     return fresh
