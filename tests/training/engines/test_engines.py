@@ -17,6 +17,7 @@ import time
 import pytest
 import torch
 
+from tests.training.engines.train_mixed import has_drawing
 from tests.training.volume import ROOT
 from training.checkpoints.fragments import Fragments
 from training.checkpoints.step_folders import committed_steps
@@ -96,14 +97,14 @@ def are_equal(one, other):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """Folder of a group that nothing disturbs, made once for each engine and number of processes."""
+    """Folder of a group that nothing disturbs, made once for each engine, number of processes and options."""
     made = {}
 
-    def folder_of(engine, world_size):
-        if (engine, world_size) not in made:
-            made[engine, world_size] = tmp_path_factory.mktemp(f"{engine}-{world_size}")
-            train(made[engine, world_size], engine, world_size)
-        return made[engine, world_size]
+    def folder_of(*group):
+        if group not in made:
+            made[group] = tmp_path_factory.mktemp(f"{group[0]}-{group[1]}")
+            train(made[group], *group)
+        return made[group]
 
     return folder_of
 
@@ -114,6 +115,16 @@ def test_two_processes_that_share_state_have_the_losses_of_one_that_has_all(engi
     alone = train(tmp_path / "alone", "ddp", 1, "--steps", "6")
     shared = train(tmp_path / "shared", engine, 2, "--steps", "6")
     assert largest_difference(shared, alone) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["stage1", "stage3"])
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_samples_without_drawings_on_one_process_hang_no_stage(engine, stage, undisturbed, tmp_path):
+    options = ("--stage", stage, "--steps", "6", "--batch", "2")
+    shared = train(tmp_path, engine, 2, *options)
+    assert any(sum(map(has_drawing, record["records"])) == 1 for record in shared.values())
+    assert largest_difference(shared, steps_of(undisturbed("ddp", 1, *options))) < TOLERANCE
 
 
 @pytest.mark.engines

@@ -50,6 +50,11 @@ def samples_of_every_kind(folder: Path) -> list[Sample]:
     return samples
 
 
+def has_drawing(record_name: str) -> bool:
+    """Whether a sample's reply, of the name that a record of `steps.jsonl` has, draws."""
+    return int(record_name.rpartition("id-")[2].rstrip(")")) % 4 in (1, 2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
