@@ -19,9 +19,9 @@ from typing import Self
 # Environment variable with the folder of these files; without it nobody listens.
 HEARTBEATS = "VARGPT_HEARTBEATS"
 BEAT_SECONDS = 0.5
-# Process id, steps begun, seconds of the last step's begin and of the last beat on the machine's clock, is
-# trained, is done.
-_RECORD = struct.Struct("<qqddqq")
+# Process id, steps begun, seconds of its own begin, of the last step's and of the last beat on the machine's
+# clock, is trained, is done.
+_RECORD = struct.Struct("<qqdddqq")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Heartbeat:
 
     Args:
         steps: Training steps that it has begun.
-        moved, beat: When it began the last one, and when it wrote; seconds on this machine's monotonic clock.
+        began, moved, beat: When the process began, when its last step, and when it wrote; seconds on this
+            machine's monotonic clock.
         is_trained: It has trained all steps and writes the model, or waits for the process that does.
         is_done: It has finished its work and is about to end with exit code 0.
     """
@@ -38,6 +39,7 @@ class Heartbeat:
     rank: int
     pid: int
     steps: int
+    began: float
     moved: float
     beat: float
     is_trained: bool
@@ -51,7 +53,8 @@ class HeartbeatWriter(threading.Thread):
         super().__init__(name="heartbeat", daemon=True)
         self._file = os.open(folder / f"rank-{rank}", os.O_CREAT | os.O_WRONLY, 0o644)
         self._stacks = (folder / f"stacks-{rank}").open("w")
-        self._steps, self._moved, self._is_trained, self._is_done = 0, time.monotonic(), False, False
+        self._began = self._moved = time.monotonic()
+        self._steps, self._is_trained, self._is_done = 0, False, False
         faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=False)
         self._write()
 
@@ -89,6 +92,7 @@ class HeartbeatWriter(threading.Thread):
         facts = (
             os.getpid(),
             self._steps,
+            self._began,
             self._moved,
             time.monotonic(),
             self._is_trained,
@@ -99,16 +103,30 @@ class HeartbeatWriter(threading.Thread):
 
 
 def read_heartbeats(folder: Path) -> list[Heartbeat]:
-    """The last beat of every process of this node that has begun, by rank."""
+    """The last beat of every process of this node that has begun, by rank.
+
+    Those that ended before another one began are left out: a group that grew has started its processes anew,
+    and maybe under other ranks.
+    """
     found = []
     for path in folder.glob("rank-*"):
         record = path.read_bytes()
         if len(record) == _RECORD.size:
-            pid, steps, moved, beat, is_trained, is_done = _RECORD.unpack(record)
-            found.append(
-                Heartbeat(int(path.name[5:]), pid, steps, moved, beat, bool(is_trained), bool(is_done))
-            )
+            pid, steps, began, moved, beat, is_trained, is_done = _RECORD.unpack(record)
+            flags = bool(is_trained), bool(is_done)
+            found.append(Heartbeat(int(path.name[5:]), pid, steps, began, moved, beat, *flags))
+    newest = max((heartbeat.began for heartbeat in found), default=0.0)
+    found = [heartbeat for heartbeat in found if heartbeat.beat >= newest or is_there(heartbeat.pid)]
     return sorted(found, key=lambda heartbeat: heartbeat.rank)
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process runs, or has not been waited for."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def where_it_hangs(folder: Path, heartbeat: Heartbeat, patience_seconds: float = 1.0) -> str:

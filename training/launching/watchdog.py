@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.launching.exit_codes import DONE, RETRYABLE_FAILURE, STOPPED
-from training.launching.heartbeats import HEARTBEATS, Heartbeat, read_heartbeats, where_it_hangs
+from training.launching.heartbeats import HEARTBEATS, Heartbeat, is_there, read_heartbeats, where_it_hangs
 from training.launching.peer_heartbeats import PeerExchange
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Watchdog(threading.Thread):
         """One sentence that names what gives no sign of life; None if all is well."""
         now = time.monotonic()
         for beat in (beat for beat in heartbeats if not beat.is_done):
-            if (silent := now - beat.beat) > self.patience.silence and _is_there(beat.pid):
+            if (silent := now - beat.beat) > self.patience.silence and is_there(beat.pid):
                 return (
                     f"rank {beat.rank} (process {beat.pid} of this node) has been frozen for {silent:.0f} s"
                 )
@@ -117,14 +117,6 @@ class Watchdog(threading.Thread):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(beat.pid, signal.SIGKILL)
         self.end(RETRYABLE_FAILURE)
-
-
-def _is_there(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 class WatchedGroup:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import psutil
 import pytest
 
 from tests.training.launching.operator_settings import of_another_node, operator_variables
-from training.launching.heartbeats import HeartbeatWriter
+from training.launching.heartbeats import HeartbeatWriter, read_heartbeats
 from training.launching.watchdog import Patience, watched
 
 SILENCE = ("--silence-seconds", "6")
@@ -165,6 +167,18 @@ def test_a_node_that_is_done_does_not_alarm_one_that_still_saves(start, saving):
     assert [node.returncode for node in nodes] == [0, 0]
     assert "launch: error" not in "".join(ends)
     assert "Exception raised from" not in "".join(ends)
+
+
+def test_a_rank_of_before_the_group_grew_is_forgotten(tmp_path):
+    write = "import sys; from pathlib import Path; from training.launching.heartbeats import HeartbeatWriter"
+    write += "; HeartbeatWriter(Path(sys.argv[1]), 2)"
+    subprocess.run([sys.executable, "-c", write, str(tmp_path)], check=True)
+    assert [beat.rank for beat in read_heartbeats(tmp_path)] == [2]
+
+    # Its successor has another rank.
+    HeartbeatWriter(tmp_path, 3)
+
+    assert [beat.rank for beat in read_heartbeats(tmp_path)] == [3]
 
 
 def test_a_process_that_watched_others_can_run_a_stage_itself_afterwards():
