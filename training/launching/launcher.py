@@ -38,6 +38,13 @@ from training.launching.watchdog import Patience, watched
 logger = logging.getLogger(__name__)
 
 EXIT_GRACE_SECONDS = 1.0
+# How long an elastic group that could begin waits for nodes that may still come; one that comes later is
+# taken in all the same. torch's own 30 s would come on top of the silence after which a node counts as gone,
+# and the rest is to go on within a minute of its death.
+LAST_CALL_SECONDS = 5
+# With 1, every round of a rendezvous has a store of its own for the training processes. Where they share that
+# of the rendezvous, its address is told in the first round only (torch 2.13): who comes later waits in vain.
+OWN_STORES = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 BACKBONES = "backbones"
 # torch's environment variable with the path that the flight record of each rank begins with.
 FLIGHT_RECORD = "TORCH_FR_DUMP_TEMP_FILE"
@@ -168,20 +175,23 @@ def _run_elastic(rendezvous: Rendezvous, command: Sequence[str]) -> int:
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # Else torch compares names and addresses, and every node of one machine takes itself for the host.
+    host = {"is_host": rendezvous.hosts_store} if rendezvous.endpoint else {}
     config = LaunchConfig(
         min_nodes=rendezvous.min_nodes,
         max_nodes=rendezvous.max_nodes,
         nproc_per_node=rendezvous.num_processes,
         rdzv_backend=rendezvous.backend,
         rdzv_endpoint=rendezvous.endpoint or "localhost:0",
-        # Else torch compares names and addresses, and every node of one machine takes itself for the host.
-        rdzv_configs={"is_host": rendezvous.hosts_store} if rendezvous.endpoint else {},
+        rdzv_configs={"last_call_timeout": LAST_CALL_SECONDS, **host},
         run_id=rendezvous.run_id,
         max_restarts=0,
         # On any other signal the agent would end itself and lose the exit codes of its children.
         signals_to_handle="SIGQUIT",
     )
     os.environ[LAUNCHER_PID] = str(os.getpid())
+    if rendezvous.is_elastic:
+        os.environ[OWN_STORES] = "1"
     try:
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:

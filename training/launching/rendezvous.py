@@ -34,6 +34,11 @@ class Rendezvous:
         return not self.endpoint and self.num_processes == 1
 
     @property
+    def is_elastic(self) -> bool:
+        """Whether the group also goes on with fewer nodes, and takes others in later."""
+        return self.min_nodes < self.max_nodes
+
+    @property
     def hosts_store(self) -> bool:
         """Whether this node hosts the rendezvous store, as exactly one node of a job does."""
         host, name = self.endpoint.rpartition(":")[0], socket.gethostname()
