@@ -54,8 +54,8 @@ class Engine(ABC):
         """Take over a module, of which these parameters learn and all others are frozen."""
 
     @abstractmethod
-    def forward(self, batch: Any) -> Tensor:
-        """The module's result for a micro-batch."""
+    def forward(self, batch: Any, is_last: bool = True) -> Tensor:
+        """The module's result for a micro-batch; `is_last` as in `backward`."""
 
     @abstractmethod
     def backward(self, loss: Tensor, is_last: bool) -> None:

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from training.checkpoints.slices import Flats, Slice
 from training.engines.engine import Engine, GradientNorms, MakeOptimizer, NamedParameters, part_of
@@ -42,13 +43,20 @@ class PlainEngine(Engine):
         self._optimizer = make_optimizer(self._named)
         self._module = self._accelerator.prepare(module)
 
-    def forward(self, batch: Any) -> Tensor:
-        return self._module(batch)
+    def forward(self, batch: Any, is_last: bool = True) -> Tensor:
+        with self._exchanging(is_last):
+            return self._module(batch)
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
-        with contextlib.nullcontext() if is_last else self._accelerator.no_sync(self._module):
+        with self._exchanging(is_last):
             # Data parallel averages over processes.
             self._accelerator.backward(loss * self.world_size)
+
+    def _exchanging(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """Around both passes: in the forward pass data parallel decides whether the backward one exchanges."""
+        if is_last or not isinstance(self._module, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self._module.no_sync()
 
     def update(self, by_part: bool = False) -> GradientNorms:
         parameters = [parameter for _, parameter in self._named]

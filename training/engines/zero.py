@@ -71,7 +71,7 @@ class ZeroEngine(Engine):
         self._squares: dict[str, Tensor] = {}
         zero.optimizer.register_step_pre_hook(self._measure)
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: Any, is_last: bool = True) -> Tensor:
         return self._engine(batch)
 
     def backward(self, loss: Tensor, is_last: bool) -> None:

@@ -223,7 +223,7 @@ class Trainer:
     def _add_gradient(self, batch: dict[str, Tensor], counts: Tensor, is_last: bool) -> Tensor:
         """Forward and backward pass of one micro-batch; its loss sums."""
         with self._compute_time.forward():
-            sums = self.engine.forward(on_device(batch, self.engine.device))
+            sums = self.engine.forward(on_device(batch, self.engine.device), is_last)
         self.engine.backward(self._weighted_loss(sums, counts), is_last)
         return sums.detach()
 

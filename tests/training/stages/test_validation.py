@@ -58,8 +58,8 @@ class ShareOfProcesses:
         self._engine, self._others, self.told = engine, others, []
         self.rank, self.world_size, self.device = rank, world_size, engine.device
 
-    def forward(self, batch):
-        return self._engine.forward(batch)
+    def forward(self, batch, is_last=True):
+        return self._engine.forward(batch, is_last)
 
     def total(self, values):
         self.told.append(values)
