@@ -53,7 +53,7 @@ class PlainEngine(Engine):
             self._accelerator.backward(loss * self.world_size)
 
     def _exchanging(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Around both passes: in the forward pass data parallel decides whether the backward one exchanges."""
+        """Around both passes: it is the forward one that decides whether the backward one exchanges."""
         if is_last or not isinstance(self._module, DistributedDataParallel):
             return contextlib.nullcontext()
         return self._module.no_sync()

@@ -31,7 +31,7 @@ from training.launching.exit_codes import (
 from training.launching.preflight import Node, NodeFault, check_node
 from training.launching.rendezvous import Rendezvous, import_torch, read_rendezvous
 from training.launching.stage_process import LAUNCHER_PID
-from training.launching.watchdog import Patience, watched
+from training.launching.watchdog import Patience, WatchedGroup, watched
 
 # torch is imported where a group needs it: the process that replaces this one imports it anyway.
 
@@ -145,15 +145,16 @@ def run_group(
     # First of all: process 1 of a pod ignores signals that it has no handler for.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _terminate_children)
-    import_torch()
+    group: WatchedGroup | None = None
     try:
+        import_torch()
         with watched(rendezvous.endpoint, patience, end) as group:
             code = _run_elastic(rendezvous, command)
             group.ended(code)
     except KeyboardInterrupt as stop:
         logger.info("%s", stop)
         # Finished before that, and other nodes are still ending: a restart would train again.
-        return DONE if group.is_done else STOPPED
+        return DONE if group and group.is_done else STOPPED
     return code
 
 

@@ -174,6 +174,21 @@ def test_a_launcher_that_waits_for_its_peers_can_be_stopped(start, tmp_path):
     assert process.wait(timeout=30) == 143
 
 
+def test_a_launcher_that_still_loads_its_libraries_can_be_stopped(monkeypatch):
+    def stopped():
+        raise KeyboardInterrupt("stopped while no training process ran")
+
+    monkeypatch.setattr("training.launching.launcher.import_torch", stopped)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        code = launcher.run_group(read_rendezvous({}, "2"), ["true"], Patience(), pytest.fail)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    assert code == 143
+
+
 def test_a_job_without_new_checkpoints_ends_with_two_and_the_reason(start, tmp_path):
     crash = ("--module", "child", "stage1", "--max-attempts", "2", "--codes", "1")
 
