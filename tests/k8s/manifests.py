@@ -15,6 +15,9 @@ STAGES = ("stage1", "stage2", "stage3")
 MANIFESTS = sorted(
     path for path in K8S.rglob("*.yaml") if path.name not in ("kustomization.yaml", "gpu.yaml")
 )
+# Made by the user (k8s/platform/secrets.sh), by an operator's webhook, or from files of a kustomization.
+SECRETS = {"postgres", "mlflow", "object-store", "mlflow-trainer", "mlflow-promoter", "dvc-remote"}
+GENERATED = {"mlflow-scripts"}
 
 
 def objects(path: Path) -> list[dict[str, Any]]:

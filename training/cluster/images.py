@@ -9,6 +9,19 @@ from model.errors import UserError
 IMAGES_FILE = Path("k8s", "images", "kustomization.yaml")
 
 
+# Of objects that are rendered here; kustomize's own are in IMAGES_FILE.
+MANAGED_BY = "vargpt"
+DIGEST_DIGITS = 12
+
+
+def shared_labels(image: str) -> dict[str, str]:
+    """Recommended labels of a job that runs an image: its version, by tag or digest, and who renders it."""
+    name, _, digest = image.partition("@sha256:")
+    tag = name.rpartition("/")[2].partition(":")[2]
+    version = f"sha256-{digest[:DIGEST_DIGITS]}" if digest else tag
+    return {"app.kubernetes.io/version": version, "app.kubernetes.io/managed-by": MANAGED_BY}
+
+
 def image_names(root: Path) -> dict[str, str]:
     """The full name of each image, by its name in manifests that kustomize completes.
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from training.cluster.images import shared_labels
 from training.cluster.placement import placement
 from training.cluster.pods import (
     IMAGE_VARIABLE,
@@ -272,7 +273,7 @@ def _pod_labels(instance: str) -> dict[str, str]:
 
 def _labels(instance: str, options: JobOptions) -> dict[str, str]:
     queue = {QUEUE_LABEL: options.queue} if options.queue else {}
-    return {**_pod_labels(instance), **queue, **options.labels}
+    return {**_pod_labels(instance), **shared_labels(options.image), **queue, **options.labels}
 
 
 def _metadata(stage: str, options: JobOptions) -> dict[str, Any]:

@@ -7,6 +7,7 @@ that it needs.
 from collections.abc import Sequence
 from typing import Any
 
+from training.cluster.images import shared_labels
 from training.cluster.jobs import TRAINER_ACCOUNT, TRAINER_SECRET, JobOptions
 from training.cluster.pods import (
     CHECK_DATA,
@@ -170,7 +171,7 @@ def _job(name: str, params: Params, options: JobOptions, pod: dict[str, Any]) ->
         "metadata": {
             "name": name,
             "namespace": options.namespace,
-            "labels": {**labels, **options.labels},
+            "labels": {**labels, **shared_labels(options.image), **options.labels},
             "annotations": {"vargpt.io/data-md5": options.data_md5, **options.annotations},
         },
         "spec": {

@@ -155,6 +155,27 @@ def test_an_image_that_was_not_told_its_code_claims_none(environment):
     assert image_facts(environment) == ImageFacts()
 
 
+@pytest.mark.parametrize(
+    ("image", "version"),
+    [
+        ("localhost:5000/vargpt-training:0.1.0", "0.1.0"),
+        ("registry/training@sha256:0123456789abcdef", "sha256-0123456789ab"),
+    ],
+)
+def test_a_job_is_labelled_with_the_version_of_its_image(image, version):
+    options = replace(OPTIONS, image=image)
+    train_job = replace(options, api="trainjob")
+    rendered = [
+        render_job("stage1", SMALL, options),
+        render_job("stage1", SMALL, train_job),
+        render_runtime(SMALL, train_job),
+        render_backbones(SMALL, options),
+    ]
+
+    for item in rendered:
+        assert item["metadata"]["labels"]["app.kubernetes.io/version"] == version
+
+
 def test_an_image_without_tag_or_digest_is_refused(tmp_path):
     folder = tmp_path / "k8s" / "images"
     folder.mkdir(parents=True)
