@@ -5,20 +5,25 @@ version would do when told to.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-from tests.k8s.cluster import ROOT, Cluster, new_namespace
+from tests.k8s.cluster import ROOT, Cluster, eventually, new_namespace
 from tests.k8s.small_service import ANSWERING, SERVE, Clients, small_service
+from tests.training.deployment.running_service import version_tags
+from tests.training.registry.candidates import METRICS, changed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 NAMESPACE = "deployment"
+CANARY = ("--canary", "10", "--observe", "20", "--min-requests", "5")
 HANDLER = """
 version = int(os.environ["VARGPT_VERSION"])
+seconds = 1.0 if version == 5 else 0.02
 if version == 3:
     sys.exit("error: the weights of version 3 are damaged")
 counts, lock = {"answered": 0, "generation_failed": 0}, threading.Lock()
@@ -27,12 +32,13 @@ class Handler(Answering):
     def do_GET(self):
         name = "vargpt_requests_total"
         outcomes = [f'{name}{{route="r",outcome="{key}"}} {value}' for key, value in counts.items()]
-        replies = [f"vargpt_reply_seconds_sum {counts['answered'] * 0.01}"]
+        replies = [f"vargpt_reply_seconds_sum {counts['answered'] * seconds}"]
         replies += [f"vargpt_reply_seconds_count {counts['answered']}"]
         self.answer(200, "\\n".join([*outcomes, *replies, ""]) if self.path == "/metrics" else str(version))
 
     def do_POST(self):
         is_bad = version == 2
+        time.sleep(seconds)
         with lock:
             counts["generation_failed" if is_bad else "answered"] += 1
         self.answer(500 if is_bad else 200, str(version))
@@ -50,11 +56,11 @@ def cluster(cluster_with_image: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture
 def registry(mlflow_db, client):
-    """A registry with four versions: 1 and 4 are good, 2 fails on every request, 3 does not start."""
+    """A registry: 1 and 4 are good, 2 fails on every request, 3 does not start, 5 is slow, 6 draws worse."""
     client.create_registered_model("vargpt")
     run = client.create_run(client.create_experiment("e")).info.run_id
-    for number in (1, 2, 3, 4):
-        tags = {"vargpt.weights_sha256": f"{number}" * 64}
+    for number in range(1, 7):
+        tags = version_tags(f"{number}" * 64, changed("draw.all_right", 0.945) if number == 6 else METRICS)
         client.create_model_version("vargpt", f"runs:/{run}/m{number}", run, tags=tags)
     return mlflow_db
 
@@ -74,6 +80,7 @@ def deploy(registry, client, cluster, tmp_path):
             "PYTHONPATH": str(ROOT),
         }
         command = [sys.executable, "-m", "training.commands", "deploy", "--by", "tests", *arguments]
+        shutil.copy(ROOT / "params.yaml", tmp_path)
         # Decisions are written down where the command runs.
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
@@ -115,21 +122,50 @@ def test_a_version_that_does_not_start_says_why_and_changes_nothing(deploy, clus
     assert set(clients.answers) == {200}
 
 
-def test_a_canary_that_fails_is_taken_back_and_one_that_answers_goes_on(deploy, cluster, clients):
+def test_a_canary_that_fails_is_taken_back_and_not_rolled_out_later(deploy, cluster, clients):
     assert deploy("1")[0] == 0
 
-    code, said = deploy("2", "--canary", "10", "--observe", "20", "--min-requests", "5")
+    code, said = deploy("2", *CANARY)
+
     assert code == 2
     assert "was tried and not taken: 100.0% of its requests failed, of the other's 0.0%" in said
     assert labels(cluster)["vargpt.io/version"] == "1"
+    # What it answered itself, and nothing else.
+    assert set(clients.answers) == {200, 500}
+    code, said = deploy("2")
+    assert code == 2 and "was tried and not taken" in said and "vargpt rollback" in said
+    assert labels(cluster)["vargpt.io/version"] == "1"
 
-    code, said = deploy("4", "--canary", "10", "--observe", "20", "--min-requests", "5")
+
+def test_a_canary_that_is_slow_is_taken_back_and_one_that_is_good_goes_on_and_no_request_fails(
+    deploy, client, cluster, clients
+):
+    assert deploy("1")[0] == 0
+
+    code, said = deploy(None, *CANARY, "--version", "5")
+    assert code == 2
+    assert "was tried and not taken: its replies take 1.00 s, the other's 0.02 s" in said
+    assert labels(cluster)["vargpt.io/version"] == "1"
+
+    code, said = deploy(None, *CANARY, "--version", "4")
     assert code == 0, said
     assert labels(cluster)["vargpt.io/version"] == "4"
+    assert str(client.get_registered_model("vargpt").aliases["champion"]) == "4"
     assert "vargpt-canary" not in cluster.run("get", "deployments").decode()
+    assert set(clients.answers) == {200}
 
 
-def test_rollback_returns_to_the_champion_before(deploy, client, cluster):
+def test_a_canary_whose_figures_are_worse_is_refused_by_the_gate_before_it_starts(deploy, cluster):
+    assert deploy("1")[0] == 0
+
+    code, said = deploy(None, *CANARY, "--version", "6")
+
+    assert code == 2
+    assert "not taken: draw.all_right: failed by 0.0050: 0.9450, must be at least 0.9500" in said
+    assert labels(cluster)["vargpt.io/version"] == "1"
+
+
+def test_rollback_returns_to_the_champion_before_and_no_request_fails(deploy, client, cluster, clients):
     assert deploy("1")[0] == 0
     client.set_registered_model_tag("vargpt", "vargpt.champions", "1,4")
     assert deploy("4")[0] == 0
@@ -138,3 +174,30 @@ def test_rollback_returns_to_the_champion_before(deploy, client, cluster):
 
     assert code == 0, said
     assert labels(cluster)["vargpt.io/version"] == "1"
+    assert set(clients.answers) == {200}
+
+
+@pytest.fixture
+def two_pods(deploy, cluster):
+    """A service that has another pod when one is killed."""
+    assert deploy("1")[0] == 0
+    cluster.run("scale", "deployment/vargpt", "--replicas", "2")
+    cluster.run("rollout", "status", "deployment/vargpt", "--timeout", "120s")
+    yield
+    cluster.run("scale", "deployment/vargpt", "--replicas", "1")
+    cluster.run("rollout", "status", "deployment/vargpt", "--timeout", "120s")
+
+
+def test_of_a_killed_pod_only_the_requests_fail_that_it_was_answering(two_pods, cluster, clients):
+    eventually(lambda: len(clients.answers) > 100)
+    pods = cluster.get("pods", "--selector", "app.kubernetes.io/name=vargpt-serving")["items"]
+    killed = next(pod["metadata"] for pod in pods if "deletionTimestamp" not in pod["metadata"])
+
+    cluster.run("delete", "pod", killed["name"], "--grace-period", "0", "--force")
+    cluster.run("rollout", "status", "deployment/vargpt", "--timeout", "120s")
+    before = len(clients.answers)
+    eventually(lambda: len(clients.answers) > before + 300)
+
+    # A client asks one thing at a time.
+    assert sum(answer != 200 for answer in clients.answers) <= clients.count
+    assert set(clients.answers[-100:]) == {200}
