@@ -59,7 +59,7 @@ class Workspace:
 def commit(workspace: Workspace, message: str) -> None:
     """Commit everything that git does not ignore."""
     who = ("-c", "user.name=smoke", "-c", "user.email=smoke@localhost")
-    for command in (["add", "-A"], [*who, "commit", "-q", "-m", message]):
+    for command in (["add", "-A"], [*who, "commit", "-q", "--allow-empty", "-m", message]):
         workspace.run("git", *command)
 
 
@@ -143,6 +143,53 @@ def test_dvc_compares_figures_and_parameters_of_a_clone_with_its_last_commit(pul
     assert "seed" in pulled.run("dvc", "params", "diff")
     # `params` is the stage that tells the others which of their parameters have changed.
     assert "params.yaml" in pulled.run("dvc", "status")
+
+
+@pytest.fixture(scope="module")
+def tried(played, tmp_path_factory):
+    """A copy of the trained workspace, in which an experiment trains the last stage anew, for a few steps."""
+    folder = tmp_path_factory.mktemp("tried") / "copy"
+    shutil.copytree(played.folder, folder, symlinks=True)
+    copy = Workspace(folder)
+    commit(copy, "trained")
+    copy.tried = copy.run("dvc", "exp", "run", "--name", "short", "-S", "smoke.stage3.steps=4")
+    return copy
+
+
+def test_an_experiment_with_another_parameter_runs_what_depends_on_it_alone(tried):
+    for stage in ("stage3", "share", "evaluate"):
+        assert f"Running stage '{stage}'" in tried.tried
+    for stage in ("prepare", "backbones", "encode", "stage1", "stage2"):
+        assert f"Running stage '{stage}'" not in tried.tried
+    assert "Ran experiment(s): short" in tried.tried
+
+
+def test_experiments_are_shown_with_their_parameters_and_figures(played, tried):
+    revisions = json.loads(tried.run("dvc", "exp", "show", "--json").splitlines()[-1])
+
+    (baseline,) = (entry for entry in revisions if entry["rev"] != "workspace")
+    (experiment,) = (entry["revs"][0] for entry in baseline["experiments"])
+    assert experiment["name"] == "short"
+    for data, steps, workspace in ((baseline["data"], 30, played), (experiment["data"], 4, tried)):
+        assert data["params"]["params.yaml"]["data"]["smoke"]["stage3"]["steps"] == steps
+        shown, figures = (
+            data["metrics"]["metrics/evaluate.json"]["data"],
+            workspace.read("metrics/evaluate.json"),
+        )
+        for group in ("subject", *SHARES):
+            assert shown[group] == figures[group]
+    ours, theirs = (workspace.read("artifacts/stage3.json") for workspace in (played, tried))
+    assert ours["weights_sha256"] != theirs["weights_sha256"]
+
+
+def test_the_plots_of_a_run_are_shown_in_one_page(tried):
+    said = tried.run("dvc", "plots", "show")
+
+    page = Path(said.strip().splitlines()[-1].removeprefix("file://"))
+    text = page.read_text()
+    for plot in (tried.folder / "plots").iterdir():
+        shown = [path for path in page.parent.rglob("*.png") if path.read_bytes() == plot.read_bytes()]
+        assert shown and shown[0].name in text, plot
 
 
 def test_the_summary_has_every_figure_that_is_asked_for(played):
