@@ -143,11 +143,15 @@ def run_group(
         end: Ends this process at once, where the group can neither go on nor be waited for.
     """
     # First of all: process 1 of a pod ignores signals that it has no handler for.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _terminate_children)
+    asked: list[int] = []
+    _handle_stops(lambda number, _: asked.append(number))
+    # Not interrupted: modules that are loaded by half raise errors of their own.
+    import_torch()
     group: WatchedGroup | None = None
     try:
-        import_torch()
+        _handle_stops(_terminate_children)
+        if asked:
+            raise KeyboardInterrupt("stopped before any training process ran")
         with watched(rendezvous.endpoint, patience, end) as group:
             code = _run_elastic(rendezvous, command)
             group.ended(code)
@@ -156,6 +160,12 @@ def run_group(
         # Finished before that, and other nodes are still ending: a restart would train again.
         return DONE if group and group.is_done else STOPPED
     return code
+
+
+def _handle_stops(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Call this on every signal by which a launcher is asked to stop."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, handler)
 
 
 def _terminate_children(_number: int, _frame: FrameType | None) -> None:

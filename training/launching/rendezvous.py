@@ -53,7 +53,7 @@ def import_torch() -> None:
     """
     told = os.environ.get(LOG_LEVEL)
     os.environ.setdefault(LOG_LEVEL, "ERROR")
-    import torch  # noqa: F401
+    import torch.distributed.launcher.api  # noqa: F401
 
     if told is None:
         del os.environ[LOG_LEVEL]
