@@ -3,6 +3,7 @@
 Files:
     __main__.py        `python -m training.launching STAGE`, for operators and for `vargpt train`
     launcher.py        starts the training processes through torch's elastic agent, and waits for them
+    saving_agent.py    torch's agent, with time for processes to save before a group grows
     rendezvous.py      number of nodes and processes and where they meet, from PET_ variables
     preflight.py       checks of this node before training: code, GPUs, memory, disk, network
     watchdog.py        ends the launcher when its group cannot go on, for the operator to retry

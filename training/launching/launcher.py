@@ -67,6 +67,12 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace,
     parser.add_argument(
         "--stall-seconds", type=float, default=Patience.stall, help="until a step that does not end is hung"
     )
+    parser.add_argument(
+        "--save-seconds",
+        type=float,
+        default=Patience.saving,
+        help="for processes, when a node comes",
+    )
     parser.add_argument("--module", default="training.launching.stage_process", help=argparse.SUPPRESS)
     return parser.parse_known_args(arguments)
 
@@ -104,7 +110,7 @@ def launch(options: argparse.Namespace, passed_on: Sequence[str], environment: M
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)
     if rendezvous.is_single_process:
         os.execv(command[0], command)
-    patience = Patience(options.silence_seconds, options.stall_seconds)
+    patience = Patience(options.silence_seconds, options.stall_seconds, options.save_seconds)
     if not rendezvous.hosts_store:
         return run_group(rendezvous, command, patience, os._exit)
     attempts = AttemptCounter(outputs)
@@ -153,7 +159,7 @@ def run_group(
         if asked:
             raise KeyboardInterrupt("stopped before any training process ran")
         with watched(rendezvous.endpoint, patience, end) as group:
-            code = _run_elastic(rendezvous, command)
+            code = _run_elastic(rendezvous, command, patience.saving)
             group.ended(code)
     except KeyboardInterrupt as stop:
         logger.info("%s", stop)
@@ -179,7 +185,7 @@ def _terminate_children(_number: int, _frame: FrameType | None) -> None:
             child.terminate()
 
 
-def _run_elastic(rendezvous: Rendezvous, command: Sequence[str]) -> int:
+def _run_elastic(rendezvous: Rendezvous, command: Sequence[str], save_seconds: float) -> int:
     """Wait in the rendezvous, run the command through torch's elastic agent; the exit code."""
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -202,7 +208,10 @@ def _run_elastic(rendezvous: Rendezvous, command: Sequence[str]) -> int:
     )
     os.environ[LAUNCHER_PID] = str(os.getpid())
     if rendezvous.is_elastic:
+        from training.launching.saving_agent import use_saving_agent
+
         os.environ[OWN_STORES] = "1"
+        use_saving_agent(save_seconds)
     try:
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:

@@ -31,16 +31,18 @@ FAREWELL_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Patience:
-    """How long the watchdog waits for a sign of life, in seconds.
+    """How long a launcher waits, in seconds: for a sign of life, and for processes to save.
 
     Args:
         silence: For the heartbeat of a process or node, and for the store to answer.
         stall: For a process to begin its next step. The first one may take as long as it likes, and writing
             the model after the last one has a limit of its own, by what checkpoints have taken.
+        saving: For processes that are started anew as a node has come. Less than `stall`.
     """
 
     silence: float = 40.0
     stall: float = 900.0
+    saving: float = 600.0
 
 
 class Watchdog(threading.Thread):

@@ -111,6 +111,8 @@ def test_a_group_goes_on_with_the_node_that_is_left_from_the_last_checkpoint(sta
 def test_a_group_takes_in_a_node_that_comes_later_and_repeats_no_step(start, tmp_path):
     outputs, variables = tmp_path / "outputs", operator_variables(2, least=1)
     arguments = ("--module", "counting", "stage1", "--steps", "300", "--alone", "0.4")
+    # Longer than torch's own agent would wait.
+    arguments += ("--saving", "33")
     host = start(*arguments, **variables)
     wait_for_steps(outputs, 5)
 
