@@ -17,7 +17,7 @@ import time
 import pytest
 import torch
 
-from tests.training.engines.train_mixed import has_drawing
+from tests.training.engines.train_mixed import VICTIMS, has_drawing
 from tests.training.volume import ROOT
 from training.checkpoints.fragments import Fragments
 from training.checkpoints.step_folders import committed_steps
@@ -149,6 +149,20 @@ def test_a_process_killed_at_any_moment_changes_no_bit_of_the_end(engine, undist
         group[1 - victim].kill()
         for process in group:
             process.wait()
+    train(tmp_path, engine, 2)
+    assert are_equal(state_of(tmp_path), state_of(undisturbed(engine, 2)))
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_process_killed_while_it_saves_changes_no_bit_of_the_end(engine, undisturbed, tmp_path):
+    for where, step, before in (("part", 10, 5), ("marker", 15, 10)):
+        group = start(tmp_path, engine, 2, "--die-in", where, "--die-at", str(step))
+        assert group[VICTIMS[where]].wait(timeout=600) == -signal.SIGKILL
+        group[1 - VICTIMS[where]].kill()
+        group[1 - VICTIMS[where]].wait()
+        assert (tmp_path / f"steps/step_{step}.tmp/part_00001.safetensors").exists()
+        assert committed_steps(tmp_path / "steps")[0].name == f"step_{before}"
     train(tmp_path, engine, 2)
     assert are_equal(state_of(tmp_path), state_of(undisturbed(engine, 2)))
 
