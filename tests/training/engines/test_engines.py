@@ -17,10 +17,13 @@ import time
 import pytest
 import torch
 
-from tests.training.engines.train_mixed import VICTIMS, has_drawing
+from model.config import preset
+from tests.training.engines.train_mixed import VICTIMS, has_drawing, options_of, recipe_of
 from tests.training.volume import ROOT
 from training.checkpoints.fragments import Fragments
-from training.checkpoints.step_folders import committed_steps
+from training.checkpoints.step_folders import committed_steps, num_bytes
+from training.planning.memory import checkpoint_bytes, sizes_of
+from training.stages.stage_table import stage_named
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3")
 NUM_STEPS = 20
@@ -165,6 +168,16 @@ def test_a_process_killed_while_it_saves_changes_no_bit_of_the_end(engine, undis
         assert committed_steps(tmp_path / "steps")[0].name == f"step_{before}"
     train(tmp_path, engine, 2)
     assert are_equal(state_of(tmp_path), state_of(undisturbed(engine, 2)))
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("group", [("ddp", 1), *((engine, 2) for engine in ENGINES)])
+def test_a_checkpoint_has_as_many_bytes_as_planned(group, undisturbed):
+    folder, (_, _, *options) = undisturbed(*group), group
+    _, recipe = recipe_of(options_of([str(folder), *options]))
+    sizes = sizes_of(preset("tiny"), stage_named("joint").trains, recipe)
+    on_disk = num_bytes(committed_steps(folder / "steps")[0])
+    assert on_disk == pytest.approx(checkpoint_bytes(sizes, recipe), rel=0.02)
 
 
 @pytest.mark.engines
