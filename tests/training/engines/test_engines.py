@@ -28,6 +28,7 @@ from training.stages.stage_table import stage_named
 ENGINES = ("ddp", "zero1", "zero2", "zero3")
 NUM_STEPS = 20
 TOLERANCE = 1e-5
+LORA = ("--lora", "--steps", "6")
 
 
 def start(folder, engine, world_size, *options):
@@ -171,13 +172,25 @@ def test_a_process_killed_while_it_saves_changes_no_bit_of_the_end(engine, undis
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize("group", [("ddp", 1), *((engine, 2) for engine in ENGINES)])
+@pytest.mark.parametrize("group", [("ddp", 1), *((engine, 2) for engine in ENGINES), ("zero2", 2, *LORA)])
 def test_a_checkpoint_has_as_many_bytes_as_planned(group, undisturbed):
     folder, (_, _, *options) = undisturbed(*group), group
     _, recipe = recipe_of(options_of([str(folder), *options]))
     sizes = sizes_of(preset("tiny"), stage_named("joint").trains, recipe)
     on_disk = num_bytes(committed_steps(folder / "steps")[0])
     assert on_disk == pytest.approx(checkpoint_bytes(sizes, recipe), rel=0.02)
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("group", [("ddp", 1), ("zero2", 2), ("zero3", 2)])
+def test_adapters_learn_the_same_under_every_engine_and_go_on_bit_for_bit(group, undisturbed, tmp_path):
+    whole = undisturbed(*group, *LORA)
+    alone = steps_of(undisturbed("ddp", 1, *LORA))
+    assert largest_difference(steps_of(whole), alone) < TOLERANCE
+    train(tmp_path, *group, *LORA, "--stop-after", "3")
+    train(tmp_path, *group, *LORA)
+    assert any(".lora_" in name for _, name in state_of(tmp_path))
+    assert are_equal(state_of(tmp_path), state_of(whole))
 
 
 @pytest.mark.engines

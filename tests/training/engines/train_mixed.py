@@ -24,13 +24,14 @@ from training.data.mixture import Mixture
 from training.data.samples import ImageRef, Message, Sample
 from training.engines.make import make_engine
 from training.errors import Stopped
-from training.params import Params, StageParams, load_params
+from training.params import LoraParams, Params, StageParams, load_params
 from training.stages import checkpointing
 from training.stages.stage_table import freeze_for, stage_named
 from training.stages.trainer import Trainer
 
 ROOT = Path(__file__).parents[3]
 COLORS = ("red", "green", "blue", "black", "white")
+ADAPTERS = LoraParams(rank=4, alpha=8.0, dropout=0.0, modules=["language_model", "visual_decoder"])
 # Ranks that are killed while they save, by what they are about.
 VICTIMS = {"part": 1, "marker": 0}
 
@@ -70,6 +71,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint-activations", action="store_true")
     parser.add_argument("--precision", default="no")
     parser.add_argument("--stage", default="joint")
+    parser.add_argument("--lora", action="store_true")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--stop-after", type=int, default=0)
     parser.add_argument("--checkpoint-every", type=int, default=5)
@@ -85,6 +87,7 @@ def recipe_of(options: argparse.Namespace) -> tuple[Params, StageParams]:
         "engine": options.engine,
         "offload": options.offload,
         "checkpoint_activations": options.checkpoint_activations,
+        "lora": ADAPTERS if options.lora else None,
         "steps": options.steps,
         "batch": options.batch,
         "micro_batch": 1,
@@ -127,7 +130,7 @@ def main() -> None:
     processor = VargptProcessor.for_config(config, build_text_tokenizer(words, config))
     mixture = Mixture([(samples_of_every_kind(options.folder), 1.0)], 0)
     loader = BatchLoader(mixture, processor, config.image_tokenizer_config, chosen, 0, BadRecordLog(), 1.0)
-    learning = freeze_for(model, stage_named(options.stage))
+    learning = freeze_for(model, stage_named(options.stage), chosen.lora)
     engine = make_engine(chosen, params)
     if options.die_in and engine.rank == VICTIMS[options.die_in]:
         die_in(options.die_in, options.die_at)
