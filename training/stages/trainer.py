@@ -1,8 +1,8 @@
 """Training loop of every stage, under any engine; a stopped run resumes at the step where it was.
 
 Losses are divided by the token counts of all processes together, so the same samples give the same gradient
-whatever the number of processes. The exception is drop path, the one random layer (off in `tiny`), whose
-random numbers differ by process.
+whatever the number of processes. The exceptions are the two random layers, drop path (off in `tiny`) and the
+dropout of LoRA's adapters (off where `lora.dropout` is 0), whose random numbers differ by process.
 """
 
 import contextlib
