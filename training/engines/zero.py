@@ -5,6 +5,7 @@ Source: Rajbhandari et al. 2020, "ZeRO: memory optimizations toward training tri
 """
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -84,6 +85,10 @@ class ZeroEngine(Engine):
         self._squares = dict.fromkeys(names, torch.zeros((), device=self.device))
         self._engine.step()
         norm = float(self._engine.get_global_grad_norm())
+        if not math.isfinite(norm) and not self.shards_weights:
+            # With states in host memory, ZeRO-2 in bfloat16 would add all later gradients to this one.
+            sums = self._engine.optimizer.averaged_gradients
+            sums.update(dict.fromkeys(sums))
         if by_part:
             totals = self.total(torch.stack(list(self._squares.values())))
             self._squares = dict(zip(self._squares, totals, strict=True))
@@ -165,7 +170,8 @@ def zero_config(stage: int, precision: str, clip_norm: float, offload: bool) -> 
         "zero_allow_untested_optimizer": True,
         # torch's own AdamW updates on CPUs as fast, and needs no compiler.
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": precision == BFLOAT16},
+        # In float32, and with stage 3, DeepSpeed always looks whether a gradient is finite.
+        "bf16": {"enabled": precision == BFLOAT16, "check_grad_overflow": True},
         "zero_optimization": zero,
         **sums,
     }
