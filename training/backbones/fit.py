@@ -29,6 +29,7 @@ class FitSettings:
     """Settings of `fit` that are the same for every backbone.
 
     Args:
+        name: Of the backbone, for messages.
         seed: Of starting weights, batches and every other random number.
         precision: `bf16` for autocast to bfloat16, `no` for float32.
         checkpoints: Where training resumes from; None saves nothing.
@@ -37,6 +38,7 @@ class FitSettings:
     seed: int
     optimizer_params: OptimizerParams
     on_step: OnStep
+    name: str = "a backbone"
     precision: str = FLOAT32
     checkpoints: BackboneCheckpoints | None = None
 
@@ -133,7 +135,8 @@ def _train_step(
     sum(losses.values()).backward()
     norm = float(nn.utils.clip_grad_norm_(state.parameters, settings.optimizer_params.clip_norm))
     if not math.isfinite(norm):
-        raise UserError(f"the gradient of step {step} is {norm}: lower lr and muon_lr, or raise warmup")
+        where = f"step {step} of {settings.name}"
+        raise UserError(f"the gradient of {where} is {norm}: lower lr and muon_lr, or raise warmup")
     state.optimizer.step()
     state.average.update(step + 1)
     return {name: float(loss.detach()) for name, loss in losses.items()}

@@ -167,6 +167,7 @@ def _load_or_train(
         return backbone
     backbone.requires_grad_(True)
     settings = FitSettings(
+        name=name,
         seed=task.seed,
         optimizer_params=task.optimizer,
         on_step=partial(parent.report_step, name),

@@ -8,6 +8,7 @@ import torch
 
 from model.backbones import VisionTower
 from model.config import preset
+from model.errors import UserError
 from model.image_tokenizer import ImageTokenizer
 from model.visual_decoder import VisualDecoder
 from tests.training.scene_shards import write_scene_shard
@@ -240,6 +241,25 @@ def test_a_training_that_is_stopped_saves_every_step(tmp_path):
     step, tree = checkpoints.load()
     assert step == 2
     assert torch.equal(tree["weights"][0], line.weight.detach())
+
+
+def test_a_gradient_that_is_not_finite_names_backbone_and_step_and_changes_no_weight():
+    line = torch.nn.Linear(2, 2)
+    before = []
+
+    def losses(step):
+        if step == 3:
+            before.append(line.weight.detach().clone())
+        return {"square": line(torch.ones(2)).square().sum() * (float("nan") if step == 3 else 1.0)}
+
+    settings = FitSettings(
+        name="vision", optimizer_params=OPTIMIZER_PARAMS, seed=0, on_step=lambda step, losses: None
+    )
+
+    with pytest.raises(UserError, match=r"^the gradient of step 3 of vision is nan: lower lr and muon_lr"):
+        fit([line], ScheduleParams(**schedule()), settings, losses)
+
+    assert torch.equal(line.weight, before[0])
 
 
 def test_a_stop_that_could_not_be_saved_is_a_save_error(tmp_path, monkeypatch):
