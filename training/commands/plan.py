@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from training.commands.options import CHECK_FAILED, AsJson, ParamsFile, Size, print_result
+from training.commands.options import CHECK_FAILED, OF_DIGITS, AsJson, ParamsFile, Size, print_result
 
 if TYPE_CHECKING:
     from training.planning.plan import Plan
@@ -84,21 +84,33 @@ def print_dry_run(stage: str, arguments: Sequence[str]) -> None:
     Raises:
         UserError: names what is wrong.
     """
+    from training.params import load_params
     from training.planning.dry_run import dry_run
+    from training.registry.stage_folders import StageFolders
     from training.stages.stage_table import stage_named
 
     parser = argparse.ArgumentParser(prog=f"vargpt train {stage} --dry-run")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameters")
     parser.add_argument("--size", help="default: what the parameters say")
     parser.add_argument("--prepared", type=Path, default=Path("prepared"), help="folder of prepared data")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of results")
     parser.add_argument("--nproc", type=int, default=1, help="processes of a node")
     parser.add_argument("--nodes", type=int, default=1, help="nodes")
     parser.add_argument("--gpu", default="h100", help="what each process runs on")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options, _ = parser.parse_known_args(arguments)
-    trains, processes = stage_named(stage).trains, options.nproc * options.nodes
-    root = options.prepared.parent
-    _tell(dry_run(stage, trains, options.params, options.size, root, options.gpu, processes), options.json)
+    known, params = stage_named(stage), load_params(options.params, options.size)
+    folders = StageFolders(stage, options.prepared, options.outputs, options.params.parent / "data.dvc")
+    planned = dry_run(
+        known.trains,
+        known.starts_from,
+        params,
+        folders,
+        needs_index=params.size not in OF_DIGITS,
+        gpu=options.gpu,
+        processes=options.nproc * options.nodes,
+    )
+    _tell(planned, options.json)
 
 
 def _tell(planned: "Plan", as_json: bool) -> None:

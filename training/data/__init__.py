@@ -37,6 +37,7 @@ Files:
 
 Door:
     readers: open_dataset
+    dataset_index: INDEX
     prepared_data: DataFolders, index_datasets, open_mixture, open_train_split
     code_cache: open_codes
     code_encoding: encode_pictures

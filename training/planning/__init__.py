@@ -21,7 +21,7 @@ Files:
 
 Door:
     capacity: capacity_page
-    dry_run: dry_run
+    dry_run: check_options, check_packages, dry_run
     flops: count_flops
     gpus: peak_flops
     gradients: trace
@@ -29,5 +29,5 @@ Door:
     plan: Assumptions, Plan
     recipes: Changes, plan_changed
     report: facts, table
-May import: tiny
+May import: tiny, data, registry
 """

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from model.errors import UserError
-from model.modeling import VargptForConditionalGeneration
 from model.processing import VargptProcessor
 from training.checkpoints import step_folders
 from training.data.bad_records import BadRecordLog
@@ -20,7 +19,8 @@ from training.data.prepared_data import DataFolders, open_mixture
 from training.digits.instructions import sample_prompts
 from training.engines.make import make_engine
 from training.errors import Stopped
-from training.params import Params, StageParams
+from training.params import Params
+from training.planning.dry_run import check_options, check_packages
 from training.registry.stage_folders import StageFolders, tracked_params
 from training.registry.trained_versions import track_trained
 from training.run_context import RunContext
@@ -52,14 +52,16 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
     mixture = open_mixture(stage_params.mixture, data, params.data.held_out, params.seed, bad_records)
     bad_records.check(params.data.bad_record_share)
     model, processor = folders.load(stage.starts_from)
+    check_options(name, stage_params, model.config)
+    check_packages(name, stage_params)
     content = samples_sha256(mixture.datasets)
     identity = folders.identity(params, folders.start_sha256(stage.starts_from), content)
-    # Most of the user's mistakes are found before this line, after which processes wait for each other.
-    engine = make_engine(stage_params, params)
-    _refuse_impossible(name, stage_params, model, engine.world_size)
     codes = open_codes(folders.outputs / "codes", model.image_tokenizer, processor, stage_params)
     if codes is not None:
         model.image_tokenizer.detach_encoder()
+    # Most of the user's mistakes are found before this line, after which processes wait for each other.
+    engine = make_engine(stage_params, params)
+    _refuse_few_samples(name, stage_params.batch, engine.world_size)
     loader = BatchLoader(
         mixture,
         processor,
@@ -87,14 +89,10 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
     run.train_and_publish()
 
 
-def _refuse_impossible(
-    name: str, params: StageParams, model: VargptForConditionalGeneration, num_processes: int
-) -> None:
-    """Raise UserError for parameters that cannot work; all processes do, so that none waits for another."""
-    if params.batch < num_processes:
-        raise UserError(f"{name}.batch {params.batch} gives {num_processes} processes no sample each")
-    if params.max_tokens > (context := model.config.text_config.max_position_embeddings):
-        raise UserError(f"{name}.max_tokens {params.max_tokens} exceeds the model's context of {context}")
+def _refuse_few_samples(name: str, batch: int, num_processes: int) -> None:
+    """Raise UserError for a step that does not go round; all processes do, so that none waits for another."""
+    if batch < num_processes:
+        raise UserError(f"{name}.batch {batch} gives {num_processes} processes no sample each")
 
 
 class StageRun:

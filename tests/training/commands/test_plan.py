@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from model.config import preset
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -37,6 +39,8 @@ def test_a_dry_run_says_what_learns_and_what_is_wrong_without_training(tmp_path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    preset("tiny").save_pretrained(tmp_path / "outputs/backbones/model")
+    before = sorted(tmp_path.rglob("*"))
     good = vargpt("train", "stage1", "--dry-run", cwd=tmp_path)
     missing = vargpt("train", "stage2", "--dry-run", "--nproc", "2", cwd=tmp_path)
     values["stage1"]["engine"] = "zero4"
@@ -46,7 +50,7 @@ def test_a_dry_run_says_what_learns_and_what_is_wrong_without_training(tmp_path)
     assert good.returncode == 0, good.stderr
     assert "learns: generation_input_projector" in good.stdout
     assert "frozen: vision tower" in good.stdout
-    assert not (tmp_path / "outputs").exists()
+    assert sorted(tmp_path.rglob("*")) == before
     assert (missing.returncode, unknown.returncode) == (2, 2)
     assert missing.stderr.startswith("error: stage2.mixture: there is no prepared/understanding/train.json")
     assert unknown.stderr.startswith(
