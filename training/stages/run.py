@@ -26,7 +26,7 @@ from training.registry.trained_versions import track_trained
 from training.run_context import RunContext
 from training.stages.stage_table import Stage, freeze_for, stage_named
 from training.stages.step_metrics import StepMetrics
-from training.stages.throughput import Throughput
+from training.stages.throughput import Throughput, peak_memory
 from training.stages.trainer import Trainer
 from training.stages.work_record import WorkRecorder
 from training.tracking.progress import ProgressLine, progress_line
@@ -170,7 +170,7 @@ class StageRun:
             self.work.begin(self.run_id, first, self.seconds_before)
             self._track_lost_work(first)
             self._record_params()
-        self.tracker.tag(**{PROCESSES_TAG: str(self.engine.world_size)})
+        self.tracker.tag(**{PROCESSES_TAG: str(self.engine.world_size)}, **self.throughput.denominator())
         self.tracker.dataset("digits", self.lineage.data_md5, str(self.folders.data_pointer.with_suffix("")))
 
     def _record_params(self) -> None:
@@ -218,13 +218,14 @@ class StageRun:
     def _speed(self, metrics: StepMetrics) -> dict[str, float]:
         """Of the last step, over all processes; memory and checkpoints of the main one."""
         checkpoints = self.trainer.checkpoints
-        found = self.throughput.metrics(metrics) | {
-            "checkpoint_stall_seconds": checkpoints.stall_seconds,
-            "checkpoint_write_seconds": checkpoints.write_seconds,
-        }
-        if self.engine.device.type == "cuda":
-            found["gpu_peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
-        return found
+        return (
+            self.throughput.metrics(metrics)
+            | peak_memory(self.engine.device)
+            | {
+                "checkpoint_stall_seconds": checkpoints.stall_seconds,
+                "checkpoint_write_seconds": checkpoints.write_seconds,
+            }
+        )
 
     def _track_lost_work(self, step: int) -> None:
         self.tracker.log(step, **self.work.record.metrics(self.engine.world_size))
