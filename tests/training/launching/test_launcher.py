@@ -148,10 +148,13 @@ def test_a_mistake_in_one_of_two_processes_ends_both_with_two(start):
     assert process.wait(timeout=30) == 2
 
 
-def test_a_killed_process_gives_its_group_a_retryable_exit_code(start):
+def test_a_killed_process_is_named_and_gives_its_group_a_retryable_exit_code(start):
     process = start("--module", "child", "stage1", "--nproc", "2", "--codes", "0", str(-signal.SIGKILL))
 
-    assert process.wait(timeout=30) == 137
+    _, errors = process.communicate(timeout=30)
+
+    assert process.returncode == 137
+    assert "launch: process 1 ended with exit code -9" in errors.splitlines()
 
 
 def test_every_process_saves_before_a_stopped_launcher_ends(start, tmp_path):
