@@ -4,6 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +38,8 @@ class Engine(ABC):
     rank: int
     world_size: int
     device: torch.device
+    # DeepSpeed's, as the recipe decides it; none under other engines.
+    config: Mapping[str, Any] = MappingProxyType({})
     # Whether a module needs all processes to compute it together.
     shards_weights: bool = False
     # Whether processes must run the same modules in the same order, whatever their batches hold.

@@ -1,6 +1,7 @@
 """One run of a stage: opens its data, trains, tracks, and publishes the model with its lineage."""
 
 import dataclasses
+import json
 import logging
 import shutil
 import time
@@ -36,7 +37,7 @@ from training.tracking.tracker import EXPERIMENT, LOG_EVERY, Tracker, open_track
 logger = logging.getLogger(__name__)
 
 # With these, MLflow knows enough of a run to repeat it.
-PARAMS_ARTIFACT, PROCESSES_TAG = "params.json", "vargpt.processes"
+PARAMS_ARTIFACT, PROCESSES_TAG, DEEPSPEED_TAG = "params.json", "vargpt.processes", "vargpt.deepspeed"
 
 
 def run_stage(name: str, params: Params, folders: StageFolders, context: RunContext) -> None:
@@ -171,6 +172,8 @@ class StageRun:
             self._track_lost_work(first)
             self._record_params()
         self.tracker.tag(**{PROCESSES_TAG: str(self.engine.world_size)}, **self.throughput.denominator())
+        if self.engine.config:
+            self.tracker.tag(**{DEEPSPEED_TAG: json.dumps(self.engine.config)})
         self.tracker.dataset("digits", self.lineage.data_md5, str(self.folders.data_pointer.with_suffix("")))
 
     def _record_params(self) -> None:

@@ -46,6 +46,9 @@ TOLD = {
     "tokens_per_step": Series("tokens_per_step", "Target tokens of one step, over all processes"),
     "samples_per_second": Series("samples_per_second", "Over all processes"),
     "positions_per_second": Series("positions_per_second", "Of the language model, over all processes"),
+    "pictures_per_second": Series(
+        "pictures_per_second", "Pictures that are read or drawn, over all processes"
+    ),
     "drawings_per_second": Series("drawings_per_second", "Pictures to be drawn, over all processes"),
     "teraflops/": Series("flops_per_second", "Model FLOP/s of one device, by part", "part", 1e12),
     "mfu/": Series("mfu_ratio", "Model FLOPs utilisation, by part", "part"),
@@ -53,6 +56,7 @@ TOLD = {
     "data_seconds": Series("data_seconds", "Time in it that this process waited for its samples"),
     "checkpoint_stall_seconds": Series("checkpoint_stall_seconds", "Time training waited for the last one"),
     "checkpoint_write_seconds": Series("checkpoint_write_seconds", "Time this process wrote it meanwhile"),
+    "peak_memory_gigabytes": Series("peak_memory_bytes", "Most memory of this process, on a CPU", factor=1e9),
     "gpu_peak_gigabytes": Series("gpu_peak_bytes", "Most GPU memory of this process", factor=1e9),
     "lost/restarts": Series("restarts", "Attempts after the first one"),
     "lost/repeated_steps": Series("repeated_steps", "Steps done again, as no checkpoint held them"),

@@ -124,6 +124,17 @@ def test_what_is_held_out_is_measured_as_often_as_the_recipe_says(train, engine,
 
 
 @pytest.mark.slow
+@ENGINES
+def test_a_run_says_what_deepspeed_was_told(train, engine, processes):
+    _, uri, pointer = train(engine, processes)
+    tags = MlflowClient(uri).get_run(pointer["run_id"]).data.tags
+
+    told = json.loads(tags.get("vargpt.deepspeed", "{}"))
+
+    assert told.get("zero_optimization", {}).get("stage") == (2 if engine == "zero2" else None)
+
+
+@pytest.mark.slow
 def test_one_and_two_processes_validate_on_the_same_samples(train):
     alone, shared = (
         validation_of(uri, pointer["run_id"]) for _, uri, pointer in (train("ddp", 1), train("zero2", 2))
