@@ -47,7 +47,7 @@ TOLD = {
     "samples_per_second": Series("samples_per_second", "Over all processes"),
     "positions_per_second": Series("positions_per_second", "Of the language model, over all processes"),
     "pictures_per_second": Series(
-        "pictures_per_second", "Pictures that are read or drawn, over all processes"
+        "pictures_per_second", "Pictures read or drawn, over all processes"
     ),
     "drawings_per_second": Series("drawings_per_second", "Pictures to be drawn, over all processes"),
     "teraflops/": Series("flops_per_second", "Model FLOP/s of one device, by part", "part", 1e12),
