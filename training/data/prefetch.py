@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -71,4 +72,6 @@ class Prefetcher:
 
 def _start_worker(_: int) -> None:
     die_with_parent(os.getppid())
+    # Ctrl-C reaches all processes of a terminal: training needs its batches until it has saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -1,5 +1,8 @@
 """Laws of loading ahead: other processes make the same batches, at any step; their faults are told here."""
 
+import signal
+
+import psutil
 import pytest
 import torch
 
@@ -57,6 +60,20 @@ def test_samples_that_workers_find_too_long_are_counted_here_once(tmp_path):
         loader = loader_of(tmp_path, 1, bad_record_share=0.1, max_tokens=longest)
         for step in range(6):
             loader.micro_batches(step)
+
+
+def test_ctrl_c_in_a_terminal_takes_no_batch_from_a_training_that_is_about_to_save(tmp_path):
+    ahead, here = loader_of(tmp_path, workers=1), loader_of(tmp_path, workers=0)
+    for step in range(2):
+        ahead.micro_batches(step)
+    workers = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    assert workers
+
+    for worker in workers:
+        worker.send_signal(signal.SIGINT)
+
+    for step in range(2, 8):
+        assert_same(ahead.micro_batches(step), here.micro_batches(step))
 
 
 def test_a_fault_in_a_worker_is_one_sentence_here(tmp_path):
