@@ -46,9 +46,7 @@ TOLD = {
     "tokens_per_step": Series("tokens_per_step", "Target tokens of one step, over all processes"),
     "samples_per_second": Series("samples_per_second", "Over all processes"),
     "positions_per_second": Series("positions_per_second", "Of the language model, over all processes"),
-    "pictures_per_second": Series(
-        "pictures_per_second", "Pictures read or drawn, over all processes"
-    ),
+    "pictures_per_second": Series("pictures_per_second", "Pictures read or drawn, over all processes"),
     "drawings_per_second": Series("drawings_per_second", "Pictures to be drawn, over all processes"),
     "teraflops/": Series("flops_per_second", "Model FLOP/s of one device, by part", "part", 1e12),
     "mfu/": Series("mfu_ratio", "Model FLOPs utilisation, by part", "part"),
