@@ -23,6 +23,7 @@ RENAMED = {
     "validation": ("validation_loss", 1),
     "gradient_norm_of": ("gradient_norm_by_part", 1),
     "gpu_peak_gigabytes": ("gpu_peak_bytes", 1e9),
+    "peak_memory_gigabytes": ("peak_memory_bytes", 1e9),
     "cost/device_hours": ("device_seconds", 3600),
 }
 
