@@ -38,6 +38,11 @@ def small_service(server: str) -> list[dict[str, Any]]:
     made = yaml.safe_load((K8S / "serving" / "deployment.yaml").read_text())
     del made["metadata"]["namespace"]
     made["spec"]["replicas"] = 1
+    # What a first `vargpt deploy` would set.
+    made["spec"]["template"]["metadata"]["labels"] |= {
+        "vargpt.io/version": "1",
+        "vargpt.io/weights": "1" * 12,
+    }
     pod = made["spec"]["template"]["spec"]
     for key in ("serviceAccountName", "priorityClassName"):
         del pod[key]
