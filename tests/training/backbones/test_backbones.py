@@ -8,19 +8,16 @@ import torch
 
 from model.backbones import VisionTower
 from model.config import preset
-from model.errors import UserError
 from model.image_tokenizer import ImageTokenizer
 from model.visual_decoder import VisualDecoder
 from tests.training.scene_shards import write_scene_shard
 from training.backbones.backbone_checkpoints import BackboneCheckpoints
-from training.backbones.fit import FitSettings, fit
+from training.backbones.fit import FitSettings
 from training.backbones.image_tokenizer import CodebookEma, train_tokenizer
 from training.backbones.vision_tower import clip_normalized, in_random_colors, train_vision
 from training.backbones.visual_decoder import train_decoder
-from training.checkpoints import store
 from training.digits.scene_pool import ScenePool, read_pool
-from training.errors import Stopped
-from training.params import DecoderParams, OptimizerParams, ScheduleParams, TokenizerParams, VisionParams
+from training.params import DecoderParams, OptimizerParams, TokenizerParams, VisionParams
 
 OPTIMIZER_PARAMS = OptimizerParams(weight_decay=0.05, beta1=0.9, beta2=0.95, clip_norm=1.0)
 
@@ -217,112 +214,3 @@ def test_a_backbone_that_was_killed_twice_ends_with_the_same_bits(pool, tmp_path
     assert attempts == [[0, 1, 2, 3, 4], [3, 4, 5, 6, 7], [6, 7, 8, 9, 10, 11]]
     for name, tensor in undisturbed.state_dict().items():
         assert torch.equal(tensor, killed.state_dict()[name]), name
-
-
-def test_a_training_that_is_stopped_saves_every_step(tmp_path):
-    line = torch.nn.Linear(2, 2)
-    steps = []
-    checkpoints = BackboneCheckpoints(tmp_path, "same", every=100, should_stop=lambda: len(steps) == 2)
-    settings = FitSettings(
-        optimizer_params=OPTIMIZER_PARAMS,
-        seed=0,
-        on_step=lambda step, losses: steps.append(step),
-        checkpoints=checkpoints,
-    )
-
-    with pytest.raises(Stopped, match="stopped after 2 of 12 steps"):
-        fit(
-            [line],
-            ScheduleParams(**schedule()),
-            settings,
-            lambda step: {"square": line(torch.ones(2)).square().sum()},
-        )
-
-    step, tree = checkpoints.load()
-    assert step == 2
-    assert torch.equal(tree["weights"][0], line.weight.detach())
-
-
-def test_a_gradient_that_is_not_finite_names_backbone_and_step_and_changes_no_weight():
-    line = torch.nn.Linear(2, 2)
-    before = []
-
-    def losses(step):
-        if step == 3:
-            before.append(line.weight.detach().clone())
-        return {"square": line(torch.ones(2)).square().sum() * (float("nan") if step == 3 else 1.0)}
-
-    settings = FitSettings(
-        name="vision", optimizer_params=OPTIMIZER_PARAMS, seed=0, on_step=lambda step, losses: None
-    )
-
-    with pytest.raises(UserError, match=r"^the gradient of step 3 of vision is nan: lower lr and muon_lr"):
-        fit([line], ScheduleParams(**schedule()), settings, losses)
-
-    assert torch.equal(line.weight, before[0])
-
-
-def test_a_stop_that_could_not_be_saved_is_a_save_error(tmp_path, monkeypatch):
-    line = torch.nn.Linear(2, 2)
-    steps = []
-    checkpoints = BackboneCheckpoints(tmp_path, "same", every=100, should_stop=lambda: len(steps) == 2)
-    settings = FitSettings(
-        optimizer_params=OPTIMIZER_PARAMS,
-        seed=0,
-        on_step=lambda step, losses: steps.append(step),
-        checkpoints=checkpoints,
-    )
-
-    def full_disk(*_, **__):
-        raise store.SaveError("No space left on device")
-
-    monkeypatch.setattr(store, "save_step", full_disk)
-    with pytest.raises(store.SaveError, match="stopped after 2 steps, which could not be saved"):
-        fit(
-            [line],
-            ScheduleParams(**schedule()),
-            settings,
-            lambda step: {"square": line(torch.ones(2)).square().sum()},
-        )
-
-
-def test_a_checkpoint_that_the_disk_does_not_take_does_not_end_a_training(tmp_path, monkeypatch):
-    line = torch.nn.Linear(2, 2)
-    steps = []
-    settings = FitSettings(
-        optimizer_params=OPTIMIZER_PARAMS,
-        seed=0,
-        on_step=lambda step, losses: steps.append(step),
-        checkpoints=BackboneCheckpoints(tmp_path, "same", every=5),
-    )
-
-    def full_disk(*_, **__):
-        raise store.SaveError("No space left on device")
-
-    monkeypatch.setattr(store, "save_step", full_disk)
-    fit(
-        [line],
-        ScheduleParams(**schedule()),
-        settings,
-        lambda step: {"square": line(torch.ones(2)).square().sum()},
-    )
-
-    assert len(steps) == 12
-
-
-def test_checkpoints_with_another_fingerprint_are_deleted(tmp_path):
-    BackboneCheckpoints(tmp_path / "part", "old data", every=1).save(3, {"weights": [torch.ones(2)]})
-
-    assert BackboneCheckpoints(tmp_path / "part", "new data", every=1).load() is None
-    assert not (tmp_path / "part").exists()
-
-
-def test_trained_weights_replace_all_checkpoints(tmp_path):
-    checkpoints = BackboneCheckpoints(tmp_path, "same", every=1)
-    checkpoints.save(5, {"weights": [torch.zeros(2)]})
-    assert checkpoints.load_trained() is None
-
-    checkpoints.save_trained(5, {"weight": torch.ones(2)})
-
-    assert torch.equal(checkpoints.load_trained()["weight"], torch.ones(2))
-    assert len(list(tmp_path.iterdir())) == 1

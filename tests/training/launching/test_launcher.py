@@ -1,6 +1,5 @@
 """Laws of the launcher, with real processes: how they meet, how they stop, and their exit code."""
 
-import json
 import os
 import signal
 import time
@@ -12,7 +11,6 @@ import pytest
 from model.errors import UserError
 from tests.training.launching.operator_settings import of_another_node, operator_variables
 from training.launching import launcher
-from training.launching.attempts import AttemptCounter, total_committed_steps
 from training.launching.exit_codes import group_exit_code
 from training.launching.heartbeats import HeartbeatWriter
 from training.launching.rendezvous import Rendezvous, read_rendezvous
@@ -77,13 +75,6 @@ def wait_for(*paths: Path, seconds: float = 40) -> None:
     while not all(path.exists() for path in paths):
         assert time.monotonic() < until, f"none of {paths} after {seconds} s"
         time.sleep(0.05)
-
-
-def commit(folder: Path, step: int) -> None:
-    """Leaves a committed checkpoint."""
-    marker = folder / f"step_{step}" / "COMPLETE"
-    marker.parent.mkdir(parents=True)
-    marker.touch()
 
 
 @pytest.mark.parametrize(
@@ -193,31 +184,6 @@ def test_a_job_without_new_checkpoints_ends_with_two_and_the_reason(start, tmp_p
     assert not (tmp_path / "outputs" / "stage1" / "attempts.json").exists()
 
 
-def test_a_new_checkpoint_restarts_the_count_of_attempts(tmp_path):
-    assert [AttemptCounter(tmp_path).begin() for _ in range(3)] == [1, 2, 3]
-
-    commit(tmp_path / "work", 20)
-
-    assert [AttemptCounter(tmp_path).begin() for _ in range(2)] == [1, 2]
-
-
-def test_a_lost_checkpoint_is_no_new_one(tmp_path):
-    commit(tmp_path, 20)
-    AttemptCounter(tmp_path).begin()
-    commit(tmp_path, 10)
-
-    (tmp_path / "step_20").rename(tmp_path / "step_20.damaged")
-
-    assert AttemptCounter(tmp_path).begin() == 2
-
-
-@pytest.mark.parametrize("left", ["", "{", "[]", '{"steps": 1}'])
-def test_a_damaged_count_is_begun_anew_and_ends_no_job(tmp_path, left):
-    (tmp_path / "attempts.json").write_text(left)
-
-    assert AttemptCounter(tmp_path).begin() == 1
-
-
 def test_a_disk_that_fails_before_training_can_be_tried_again(monkeypatch):
     def fail(*_):
         raise OSError(116, "Stale file handle")
@@ -264,25 +230,6 @@ def test_a_signal_after_the_work_is_finished_does_not_have_it_repeated(monkeypat
             signal.signal(number, handler)
 
     assert found == code
-
-
-def test_a_stopped_start_is_not_counted(tmp_path):
-    for _ in range(5):
-        attempts = AttemptCounter(tmp_path)
-        number = attempts.begin()
-        attempts.end(143)
-
-    assert number == 1
-    assert json.loads((tmp_path / "attempts.json").read_text()) == {"steps": 0, "attempts": 0}
-
-
-def test_progress_adds_up_over_all_checkpoint_folders_of_a_stage(tmp_path):
-    commit(tmp_path / "tokenizer", 20)
-    commit(tmp_path / "tokenizer", 30)
-    (tmp_path / "tokenizer" / "step_40").mkdir()
-    commit(tmp_path / "vision", 5)
-
-    assert total_committed_steps(tmp_path) == 35
 
 
 @pytest.mark.parametrize("nodes", ["two", "1:many", "0", ""])
