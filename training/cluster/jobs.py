@@ -249,7 +249,11 @@ def _worker_pod(
 
 
 def _arguments(stage: str, params: Params, options: JobOptions) -> list[str]:
-    return [stage, "--params", PARAMS_FILE, "--size", options.size or params.size]
+    arguments = [stage, "--params", PARAMS_FILE, "--size", options.size or params.size]
+    if params.cluster.min_nodes < params.cluster.nodes:
+        # Before a group that lost a node takes in another one.
+        arguments += ["--save-seconds", str(params.cluster.save_seconds)]
+    return arguments
 
 
 def _reads_data(stage: str, params: Params) -> bool:

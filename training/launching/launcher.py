@@ -71,7 +71,7 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace,
         "--save-seconds",
         type=float,
         default=Patience.saving,
-        help="for processes, when a node comes",
+        help="for processes to save, before a group takes in a node",
     )
     parser.add_argument("--module", default="training.launching.stage_process", help=argparse.SUPPRESS)
     return parser.parse_known_args(arguments)
