@@ -119,10 +119,11 @@ def verify(folder: Path, only: frozenset[str] | None = None) -> None:
     for name, entry in entries.items():
         if (size := found[name].stat().st_size) != entry["bytes"]:
             raise UserError(f"{found[name]} has {size} bytes, the manifest says {entry['bytes']}")
-    for name, digest in sha256_files(
-        {name: found[name] for name in entries if only is None or name in only}
-    ).items():
-        if digest != entries[name]["sha256"]:
-            raise UserError(
-                f"{found[name]} has SHA-256 {digest}, the manifest says {entries[name]['sha256']}"
-            )
+    refuse_altered({name: found[name] for name in entries if only is None or name in only}, entries)
+
+
+def refuse_altered(files: Mapping[str, Path], entries: Mapping[str, Mapping[str, str | int]]) -> None:
+    """Raise a UserError that names the first of these files whose content is not that of its entry."""
+    for name, digest in sha256_files(files).items():
+        if digest != (expected := entries[name]["sha256"]):
+            raise UserError(f"{files[name]} has SHA-256 {digest}, the manifest says {expected}")

@@ -15,7 +15,7 @@ from model.manifest import (
     link_published,
     manifest_sha256,
     read_manifest,
-    sha256_files,
+    refuse_altered,
     verify,
 )
 
@@ -67,11 +67,7 @@ def verify_small_files(folder: Path) -> None:
     files = {name: folder / name for name in small_files(folder) if name != MANIFEST}
     if missing := [path for path in files.values() if not path.is_file()]:
         raise UserError(f"{missing[0]} is missing, though the manifest names it")
-    for name, digest in sha256_files(files).items():
-        if digest != entries[name]["sha256"]:
-            raise UserError(
-                f"{files[name]} has SHA-256 {digest}, the manifest says {entries[name]['sha256']}"
-            )
+    refuse_altered(files, entries)
 
 
 def _weights_folder(small: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 
-from model.errors import UserError
 from training.engines.engine import Engine
 from training.engines.plain import PlainEngine
 from training.params import Params, StageParams
@@ -13,19 +12,12 @@ COLLECTIVE_TIMEOUT = timedelta(seconds=120)
 
 
 def make_engine(stage: StageParams, params: Params) -> Engine:
-    """The engine that a stage asks for; joins this process to its group.
-
-    Raises UserError for an optimizer that the engine cannot share.
-    """
+    """The engine that a stage asks for; joins this process to its group."""
     device, clip_norm = training_device(), params.optimizer.clip_norm
     if stage.engine == "ddp":
-        if stage.offload:
-            raise UserError("offload needs engine zero1, zero2 or zero3, not ddp")
+        assert not stage.offload, "planning.dry_run.check_options refuses it"
         return PlainEngine(device, params.precision, clip_norm, COLLECTIVE_TIMEOUT)
-    if stage.muon_lr:
-        raise UserError(
-            f"muon_lr must be 0 with engine {stage.engine}, which splits the matrices that Muon needs whole"
-        )
+    assert not stage.muon_lr, "planning.dry_run.check_options refuses it"
     # DeepSpeed takes seconds to import.
     from training.engines.zero import ZeroEngine
 

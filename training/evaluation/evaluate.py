@@ -25,7 +25,7 @@ from training.evaluation.metrics import Drawing, summary
 from training.evaluation.plots import save_confusion, save_drawings, save_pairs, save_targets
 from training.evaluation.real_pictures import RealPictures
 from training.evaluation.reconstruction import Reconstructions, reconstruct
-from training.evaluation.replies import NOTHING_DRAWN, ModelReply, as_answer, as_drawings, reply_to
+from training.evaluation.replies import NOTHING_DRAWN, ModelReply, Progress, as_answer, as_drawings, reply_to
 from training.registry.data_pointer import md5_on_disk
 from training.registry.evaluation_subject import SUBJECT, EvaluationSubject
 
@@ -35,8 +35,6 @@ REAL_RENDERS_PER_SCAN = 4
 MAX_NEW_TOKENS = 48
 # Renderings apart from those that distances are measured with, which count from 0.
 DECODED_SEED = 1000
-# Called with a part of the evaluation, how much of it is done, and how much there is; first as it begins.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ For data that comes without questions whose answers are known; of digits, `evalu
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from training.data.sample_facts import is_single_drawing
 from training.data.samples import Sample
 from training.evaluation.plots import save_pairs
 from training.evaluation.reconstruction import reconstruct
-from training.evaluation.replies import reply_to
+from training.evaluation.replies import Progress, reply_to
 from training.params import Params
 from training.precision import training_device
 from training.registry.evaluation_subject import DECIDING_SPLIT, SUBJECT, EvaluationSubject
@@ -40,8 +40,6 @@ UNDERSTANDING_STAGE, DRAWING_STAGE = "stage2", "stage3"
 NUM_SAMPLES, NUM_SHOWN = 1024, 16
 # Text before a picture, if the model says any.
 MAX_NEW_TOKENS = 64
-# Called with a part of the evaluation, how much of it is done, and how much there is; first as it begins.
-Progress = Callable[[str, int, int], None]
 
 
 def evaluate_held_out(

@@ -19,6 +19,9 @@ from training.evaluation.metrics import Answer, Drawing
 # Stands in for a picture that was not drawn, so that distances over all requests count it.
 NOTHING_DRAWN = Image.new("RGB", (1, 1), (130, 130, 130))
 
+# Called with a part of an evaluation, how much of it is done, and how much there is; first as it begins.
+Progress = Callable[[str, int, int], None]
+
 
 @dataclass(frozen=True)
 class ModelReply:

@@ -21,7 +21,7 @@ Files:
 
 Door:
     capacity: capacity_page
-    dry_run: check_options, check_packages, dry_run
+    dry_run: check_batch, check_options, check_packages, dry_run
     flops: count_flops
     gpus: peak_flops
     gradients: trace

@@ -63,8 +63,7 @@ def dry_run(
 
 def check_recipe(name: str, recipe: StageParams, config: VargptConfig, processes: int) -> None:
     """Raise UserError for parameters of a stage that cannot work together, on so many processes."""
-    if recipe.batch < processes:
-        raise UserError(f"{name}.batch {recipe.batch} gives {processes} processes no sample each")
+    check_batch(name, recipe.batch, processes)
     if recipe.batch % processes:
         raise UserError(f"{name}.batch {recipe.batch} must be a multiple of the {processes} processes")
     share = recipe.batch // processes
@@ -74,6 +73,12 @@ def check_recipe(name: str, recipe: StageParams, config: VargptConfig, processes
             f" {processes} processes has of {name}.batch {recipe.batch}"
         )
     check_options(name, recipe, config)
+
+
+def check_batch(name: str, batch: int, processes: int) -> None:
+    """Raise UserError for a step of fewer samples than processes."""
+    if batch < processes:
+        raise UserError(f"{name}.batch {batch} gives {processes} processes no sample each")
 
 
 def check_options(name: str, recipe: StageParams, config: VargptConfig) -> None:
@@ -89,7 +94,10 @@ def check_options(name: str, recipe: StageParams, config: VargptConfig) -> None:
     if recipe.offload and recipe.engine == "ddp":
         raise UserError(f"{name}.offload needs engine zero1, zero2 or zero3, not ddp")
     if recipe.muon_lr and recipe.engine != "ddp":
-        raise UserError(f"{name}.muon_lr must be 0 with engine {recipe.engine}, which splits matrices")
+        raise UserError(
+            f"{name}.muon_lr must be 0 with engine {recipe.engine},"
+            " which splits the matrices that Muon needs whole"
+        )
     for field in ("code_corruption", "softness"):
         if recipe.cached_codes and (value := getattr(recipe, field)):
             raise UserError(f"{name}.{field} must be 0 with cached_codes, got {value}: it needs pixels")

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from model.errors import UserError
 from model.processing import VargptProcessor
 from training.checkpoints import step_folders
 from training.data.bad_records import BadRecordLog
@@ -21,7 +20,7 @@ from training.digits.instructions import sample_prompts
 from training.engines.make import make_engine
 from training.errors import Stopped
 from training.params import Params
-from training.planning.dry_run import check_options, check_packages
+from training.planning.dry_run import check_batch, check_options, check_packages
 from training.registry.stage_folders import StageFolders, tracked_params
 from training.registry.trained_versions import track_trained
 from training.run_context import RunContext
@@ -62,7 +61,8 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
         model.image_tokenizer.detach_encoder()
     # Most of the user's mistakes are found before this line, after which processes wait for each other.
     engine = make_engine(stage_params, params)
-    _refuse_few_samples(name, stage_params.batch, engine.world_size)
+    # All processes refuse it, so that none waits for another.
+    check_batch(name, stage_params.batch, engine.world_size)
     loader = BatchLoader(
         mixture,
         processor,
@@ -88,12 +88,6 @@ def run_stage(name: str, params: Params, folders: StageFolders, context: RunCont
     if engine.is_main:
         bad_records.save(folders.folder / "bad_records.json")
     run.train_and_publish()
-
-
-def _refuse_few_samples(name: str, batch: int, num_processes: int) -> None:
-    """Raise UserError for a step that does not go round; all processes do, so that none waits for another."""
-    if batch < num_processes:
-        raise UserError(f"{name}.batch {batch} gives {num_processes} processes no sample each")
 
 
 class StageRun:
