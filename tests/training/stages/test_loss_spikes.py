@@ -54,7 +54,9 @@ def test_a_training_names_the_records_of_a_spike_and_of_nothing_else(tmp_path, m
     trainer = make_trainer(tmp_path, samples, steps=spike + 3, micro_batch=2, lr=1e-6, drop_prompt=0.0)
     history, forward = [], trainer.engine.forward
     monkeypatch.setattr(
-        trainer.engine, "forward", lambda batch: forward(batch) * (50.0 if len(history) == spike else 1.0)
+        trainer.engine,
+        "forward",
+        lambda batch, is_last: forward(batch, is_last) * (50.0 if len(history) == spike else 1.0),
     )
 
     with caplog.at_level(logging.WARNING):
