@@ -12,6 +12,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from serving.metrics import EngineMetrics
+from training.params import load_params
 from training.tracking.exporter import PREFIX, TOLD, MetricsExporter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,6 +80,13 @@ def test_every_alert_leads_to_a_paragraph_of_the_runbook(rule):
 
     assert anchor == rule["alert"].lower()
     assert rule["alert"] in headings
+
+
+def test_a_checkpoint_is_slow_from_half_of_the_time_that_a_job_of_the_published_size_is_given():
+    [rule] = [rule for rule in ALERTS if rule["alert"] == "TrainingCheckpointSlow"]
+    limit = float(rule["expr"].rpartition(">")[2])
+
+    assert limit == load_params(ROOT / "params.yaml", "7b").cluster.save_seconds / 2
 
 
 def test_the_address_of_the_runbooks_is_set_in_one_place(tmp_path):
