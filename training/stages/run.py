@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 # With these, MLflow knows enough of a run to repeat it.
 PARAMS_ARTIFACT, PROCESSES_TAG, DEEPSPEED_TAG = "params.json", "vargpt.processes", "vargpt.deepspeed"
+# Checkpoints are told by their address, and not uploaded.
+CHECKPOINTS_TAG = "vargpt.checkpoints"
 
 
 def run_stage(name: str, params: Params, folders: StageFolders, context: RunContext) -> None:
@@ -165,7 +167,11 @@ class StageRun:
             self.work.begin(self.run_id, first, self.seconds_before)
             self._track_lost_work(first)
             self._record_params()
-        self.tracker.tag(**{PROCESSES_TAG: str(self.engine.world_size)}, **self.throughput.denominator())
+        own = {
+            PROCESSES_TAG: str(self.engine.world_size),
+            CHECKPOINTS_TAG: self.trainer.checkpoints.folder.resolve().as_uri(),
+        }
+        self.tracker.tag(**own, **self.throughput.denominator())
         if self.engine.config:
             self.tracker.tag(**{DEEPSPEED_TAG: json.dumps(self.engine.config)})
         self.tracker.dataset("digits", self.lineage.data_md5, str(self.folders.data_pointer.with_suffix("")))

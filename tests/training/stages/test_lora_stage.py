@@ -3,6 +3,8 @@
 import contextlib
 import json
 import shutil
+from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
 import torch
@@ -97,3 +99,12 @@ def test_a_run_tells_pictures_memory_and_what_mfu_is_measured_by(volume):
     assert told["peak_memory_gigabytes"] > 0.1
     assert tags["vargpt.mfu_peak_teraflops"] == "2" and "vargpt.mfu_device" in tags
     assert told["mfu/all"] == pytest.approx(told["teraflops/all"] / 2)
+
+
+@pytest.mark.slow
+def test_a_run_tells_where_its_checkpoints_lie(volume):
+    tags = {name: value for entry in entries_of(volume, "tags") for name, value in entry["tags"].items()}
+
+    folder = Path(urlparse(tags["vargpt.checkpoints"]).path)
+
+    assert folder.parent == (volume / "outputs/stage2").resolve()
