@@ -31,6 +31,8 @@ LOCKS = {torch: Path(f"requirements/serving-{torch}.txt") for torch in ("cpu", "
 # Tags of the registered version.
 BENTO_TAG, WEIGHTS_TAG = "vargpt.bento_tag", "vargpt.weights_sha256"
 UNKNOWN = "unknown"
+# What MLflow's client says when a server is away or broken; all other codes are answers.
+OUTAGES = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"})
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
@@ -79,7 +81,8 @@ def fetch(tracking_uri: str, model_uri: str, scratch: Path) -> Fetched:
     """A registered version, where it lies on this machine or downloaded to `scratch`, and its lineage.
 
     Raises:
-        UserError: the version cannot be had, or its files are not those that were registered.
+        ConnectionError: MLflow, or where it keeps files, cannot be reached.
+        UserError: there is no such version, or its files are not those that were registered.
     """
     _set_mlflow_defaults()
     from mlflow import MlflowClient
@@ -102,8 +105,9 @@ def fetch(tracking_uri: str, model_uri: str, scratch: Path) -> Fetched:
             download_artifacts(artifact_uri=source, dst_path=str(scratch), tracking_uri=tracking_uri)
         )
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        where, why = redact(tracking_uri), redact(error)
-        raise UserError(f"{model_uri} cannot be fetched from {where}: {why}") from None
+        said = f"{model_uri} cannot be fetched from {redact(tracking_uri)}: {redact(error)}"
+        has_answered = getattr(error, "error_code", "INTERNAL_ERROR") not in OUTAGES
+        raise (UserError if has_answered else ConnectionError)(said) from None
     folder = _published_folder(downloaded, model_uri)
     # The record beside the weights could have been changed together with them.
     if (weights := manifest_sha256(folder)) != registered:

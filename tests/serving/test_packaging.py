@@ -193,7 +193,7 @@ def test_a_version_that_names_no_weights_is_not_packaged(registry: str, tmp_path
 def test_a_password_in_the_tracking_address_is_not_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
-    with pytest.raises(ValueError, match=r"cannot be fetched from http://127\.0\.0\.1:9: ") as caught:
+    with pytest.raises(ConnectionError, match=r"cannot be fetched from http://127\.0\.0\.1:9: ") as caught:
         fetch("http://ada:secret@127.0.0.1:9", "models:/vargpt@champion", tmp_path)
     assert "secret" not in str(caught.value)
 

@@ -16,7 +16,7 @@ from model.manifest import MANIFEST, manifest_sha256
 from model.weights_address import missing_weights, with_weights
 from training.registry.lineage import WEIGHTS_TAG
 from training.registry.versions import local_artifacts
-from training.tracking.mlflow_run import connect, outage_errors
+from training.tracking.mlflow_run import connect, failure, outage_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -47,7 +47,8 @@ def fetch(uri: str, address: str, scratch: Path, needs_weights: bool = True) -> 
     """The folder that holds a version's manifest: where it lies on this machine, or downloaded to `scratch`.
 
     Raises:
-        UserError: the version cannot be had, or is not what was registered.
+        ConnectionError: MLflow, or where it keeps files, cannot be reached.
+        UserError: there is no such version, or it is not what was registered.
     """
     match = _ADDRESS.fullmatch(address)
     if match is None:
@@ -55,7 +56,7 @@ def fetch(uri: str, address: str, scratch: Path, needs_weights: bool = True) -> 
     try:
         version, downloaded = _download(uri, match["name"], match["alias"], match["version"], scratch)
     except outage_errors() as error:
-        raise UserError(f"{address} cannot be fetched from {redact(uri)}: {redact(error)}") from None
+        raise failure(error, f"{address} cannot be fetched from {redact(uri)}: {redact(error)}") from None
     found = sorted({path.parent for path in downloaded.rglob(MANIFEST)})
     if len(found) != 1:
         raise UserError(f"{address} must hold one folder with {MANIFEST}, found {len(found)}")

@@ -14,7 +14,13 @@ from model.weights_address import put_on_volume
 from training.registry.evaluation_subject import check_subject, subject_of
 from training.registry.lineage import TAG_PREFIX, WEIGHTS_TAG, Lineage, write_lineage
 from training.registry.trained_versions import TRAINED_TAG, trained_version
-from training.tracking.mlflow_run import connect, create_registered_model, find_run, outage_errors
+from training.tracking.mlflow_run import (
+    connect,
+    create_registered_model,
+    failure,
+    find_run,
+    outage_errors,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,12 +35,17 @@ UPLOAD_SECONDS, UPLOAD_RETRIES = 120, 2
 
 
 def open_registry(uri: str) -> "MlflowClient":
-    """A client of a registry that answers. UserError when it does not."""
+    """A client of a registry that answers.
+
+    Raises:
+        ConnectionError: it does not.
+        UserError: it does not let us.
+    """
     try:
         client = connect(uri, UPLOAD_SECONDS, UPLOAD_RETRIES)
         client.search_experiments(max_results=1)
     except outage_errors() as error:
-        raise UserError(f"MLflow at {redact(uri)} cannot be reached: {redact(error)}") from None
+        raise failure(error, f"MLflow at {redact(uri)} cannot be reached: {redact(error)}") from None
     return client
 
 

@@ -242,6 +242,6 @@ def test_what_the_registry_does_not_know_is_named(mlflow_db):
 def test_a_registry_out_of_reach_is_one_clear_error_without_the_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
-    with pytest.raises(ValueError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be reached") as caught:
+    with pytest.raises(ConnectionError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be reached") as caught:
         crown("http://ada:secret@127.0.0.1:9", "1")
     assert "secret" not in str(caught.value)

@@ -202,3 +202,10 @@ def test_a_version_that_cannot_be_had_is_named(mlflow_db, tmp_path, address, mes
     with pytest.raises(ValueError, match=message) as caught:
         fetch(mlflow_db, address, tmp_path)
     assert address in str(caught.value)
+
+
+def test_a_version_behind_a_server_that_is_away_may_be_had_later(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    with pytest.raises(ConnectionError, match=r"models:/vargpt@champion cannot be fetched"):
+        fetch("http://127.0.0.1:9", "models:/vargpt@champion", tmp_path)
