@@ -253,5 +253,5 @@ def test_a_worker_that_always_crashes_is_given_up_after_three_attempts(stage1):
 
     assert_failed_for_good(stage1, "looping", "no checkpoint was committed in 3 attempts; giving up")
 
-    # Of two workers; Kubernetes may leave out some of many events that are alike.
-    assert stage1.starts("looping") >= 2 * 3
+    # The first worker counts, and the job may be over before the second has been made as often.
+    assert stage1.starts("looping") > 3
