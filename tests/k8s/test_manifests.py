@@ -92,6 +92,7 @@ def test_every_object_has_its_namespace_and_no_object_of_the_whole_cluster_has_o
         is_global = item["kind"].startswith("ValidatingAdmission") or item["kind"] in (
             "Namespace",
             "PriorityClass",
+            "WorkloadPriorityClass",
             "ResourceFlavor",
             "ClusterQueue",
         )

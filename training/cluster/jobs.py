@@ -29,7 +29,7 @@ TRAINER_ACCOUNT, TRAINER_SECRET = "trainer", "mlflow-trainer"
 RUNTIME = "vargpt"
 # Retention of a finished job with its pods and logs; results lie on the volume and in MLflow.
 KEPT_SECONDS = 3 * 24 * 3600
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 # The operators' names of the container that trains.
 PYTORCH_CONTAINER, TRAINJOB_CONTAINER = "pytorch", "node"
 # By which the pods of one job are known.
@@ -50,6 +50,7 @@ class JobOptions:
         api: Of which operator the job is.
         size: What `--size` is given; by default the parameters' own. `$(SIZE)` takes the ConfigMap's.
         queue: LocalQueue of Kueue that admits the job; it starts suspended.
+        priority: WorkloadPriorityClass of Kueue; by default the pods' PriorityClass counts.
         rdma: Use InfiniBand or RoCE.
         labels, annotations: Further ones of the job.
     """
@@ -61,6 +62,7 @@ class JobOptions:
     api: Literal["pytorchjob", "trainjob"] = "pytorchjob"
     size: str | None = None
     queue: str | None = None
+    priority: str | None = None
     rdma: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -276,8 +278,9 @@ def _pod_labels(instance: str) -> dict[str, str]:
 
 
 def _labels(instance: str, options: JobOptions) -> dict[str, str]:
-    queue = {QUEUE_LABEL: options.queue} if options.queue else {}
-    return {**_pod_labels(instance), **shared_labels(options.image), **queue, **options.labels}
+    of_kueue = {QUEUE_LABEL: options.queue, PRIORITY_LABEL: options.priority}
+    queued = {key: value for key, value in of_kueue.items() if value}
+    return {**_pod_labels(instance), **shared_labels(options.image), **queued, **options.labels}
 
 
 def _metadata(stage: str, options: JobOptions) -> dict[str, Any]:

@@ -43,6 +43,9 @@ Namespace = Annotated[
 ]
 ApiOption = Annotated[str, typer.Option(envvar="VARGPT_API", help="pytorchjob, or trainjob for Trainer v2.")]
 Queue = Annotated[str | None, typer.Option(envvar="VARGPT_QUEUE", help="LocalQueue of Kueue that admits it.")]
+Priority = Annotated[
+    str | None, typer.Option(envvar="VARGPT_PRIORITY", help="WorkloadPriorityClass of Kueue, with --queue.")
+]
 
 
 def submit(
@@ -53,6 +56,7 @@ def submit(
     size: Size = None,
     namespace: Namespace = None,
     queue: Queue = None,
+    priority: Priority = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a stage as a job of a cluster; the same work is found there, not done again.
@@ -64,6 +68,8 @@ def submit(
 
     if api not in APIS:
         raise UserError(f"--api must be one of {', '.join(APIS)}, got {api!r}")
+    if priority and not queue:
+        raise UserError("--priority decides between jobs of a queue: give --queue as well")
     submission = make_submission(
         stage,
         Path(),
@@ -72,6 +78,7 @@ def submit(
         api="trainjob" if api == "trainjob" else "pytorchjob",
         namespace=submitter.server.namespace,
         queue=queue,
+        priority=priority,
     )
     name = submission.identity.name
     if not wait:

@@ -52,6 +52,7 @@ def make_submission(
     api: Api = "pytorchjob",
     namespace: str,
     queue: str | None = None,
+    priority: str | None = None,
 ) -> Submission:
     """The objects of a stage of the pipeline.
 
@@ -68,6 +69,7 @@ def make_submission(
         namespace=namespace,
         api=api,
         queue=queue,
+        priority=priority,
         labels={"vargpt.io/stage": stage},
         annotations={"vargpt.io/commit": identity.commit or "unknown"},
     )

@@ -145,6 +145,18 @@ def test_a_job_is_given_the_submitted_parameters_and_the_hash_of_the_code(reposi
         assert made.runtime["metadata"]["name"] == made.job["spec"]["runtimeRef"]["name"] == name
 
 
+def test_a_stage_keeps_its_name_whatever_queue_and_priority_admit_it(repository):
+    plain, urgent = (
+        make_submission("stage1", repository, repository / "params.yaml", namespace="ns", **admitted)
+        for admitted in ({}, {"queue": "training", "priority": "vargpt-urgent"})
+    )
+    labels = urgent.job["metadata"]["labels"]
+
+    assert plain.identity.name == urgent.identity.name
+    assert labels["kueue.x-k8s.io/queue-name"] == "training"
+    assert labels["kueue.x-k8s.io/priority-class"] == "vargpt-urgent"
+
+
 def test_a_submitted_stage_is_the_committed_manifest_but_for_its_name_and_what_it_is_given(repository):
     made = make_submission("stage1", repository, repository / "params.yaml", "7b", namespace="vargpt")
     committed = yaml.safe_load((ROOT / "k8s" / "stage1.yaml").read_text())
