@@ -86,21 +86,24 @@ manifests: env  ## render k8s/ from params.yaml and k8s/images/kustomization.yam
 BUILD ?= docker build
 REGISTRY ?= localhost
 IMAGE_TAG ?= 0.1.0
-# What images are built from; with a digest, the same again: BASE=python:3.11-slim@sha256:... POSTGRES_BASE=debian:12-slim@sha256:...
+# What images are built from; with a digest, the same again: BASE=python:3.11-slim@sha256:... DEBIAN_BASE=debian:12-slim@sha256:...
 BASE ?=
-POSTGRES_BASE ?=
+DEBIAN_BASE ?=
 ABOUT = $(shell sh k8s/images/about.sh $(TORCH)) $(if $(filter cpu,$(TORCH)),--build-arg UV_TORCH_BACKEND=cpu)
 ON = $(if $(1),--build-arg BASE=$(1))
 
 # Images are for the cluster's machines, not for this one.
 images: TORCH = cuda
-images:  ## build the container images (TORCH=cpu or cuda, the default; REGISTRY, BASE, POSTGRES_BASE)
+images:  ## build the container images (TORCH=cpu or cuda, the default; REGISTRY, BASE, DEBIAN_BASE)
 	for image in training packaging serving; do \
 	  $(BUILD) --file k8s/images/Dockerfile --target $$image --build-arg TORCH=$(TORCH) $(ABOUT) $(call ON,$(BASE)) \
 	    --tag $(REGISTRY)/vargpt-$$image:$(IMAGE_TAG) . || exit; \
 	done
 	$(BUILD) --file k8s/images/mlflow.Dockerfile $(ABOUT) $(call ON,$(BASE)) --tag $(REGISTRY)/vargpt-mlflow:$(IMAGE_TAG) .
-	$(BUILD) --file k8s/images/postgres.Dockerfile $(ABOUT) $(call ON,$(POSTGRES_BASE)) --tag $(REGISTRY)/vargpt-postgres:$(IMAGE_TAG) .
+	for image in postgres haproxy; do \
+	  $(BUILD) --file k8s/images/$$image.Dockerfile $(ABOUT) $(call ON,$(DEBIAN_BASE)) \
+	    --tag $(REGISTRY)/vargpt-$$image:$(IMAGE_TAG) . || exit; \
+	done
 
 lock: $(BIN)/uv  ## resolve pyproject.toml and write requirements/*.txt (UPGRADE="--upgrade-package mlflow")
 	CPU_TORCH="$(CPU_TORCH)" requirements/lock.sh $(UPGRADE)

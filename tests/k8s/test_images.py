@@ -11,7 +11,7 @@ import pytest
 from tests.k8s.cluster import IMAGES, Cluster, about_images, build, idle_pod, new_namespace
 from tests.k8s.manifests import DOCKERFILE, K8S, ROOT
 
-OWN = [K8S / "images" / f"{name}.Dockerfile" for name in ("mlflow", "postgres")]
+OWN = [K8S / "images" / f"{name}.Dockerfile" for name in ("mlflow", "postgres", "haproxy")]
 # Of an image for CPUs, unpacked.
 MAX_BYTES = 2.5e9
 SIZE_AND_FACTS = "du -sxB1 / 2>/dev/null | cut -f1; echo $GIT_COMMIT $GIT_DIRTY"
@@ -128,10 +128,10 @@ def dry_images(*variables: str) -> list[str]:
 
 
 def test_base_images_can_be_named_by_digest():
-    digests = {"BASE": "python@sha256:1", "POSTGRES_BASE": "debian@sha256:2"}
-    ours, mlflow, postgres = dry_images(*(f"{name}={value}" for name, value in digests.items()))
+    digests = {"BASE": "python@sha256:1", "DEBIAN_BASE": "debian@sha256:2"}
+    ours, mlflow, debian = dry_images(*(f"{name}={value}" for name, value in digests.items()))
 
-    for command, base in ((ours, "BASE"), (mlflow, "BASE"), (postgres, "POSTGRES_BASE")):
+    for command, base in ((ours, "BASE"), (mlflow, "BASE"), (debian, "DEBIAN_BASE")):
         assert f"--build-arg BASE={digests[base]}" in command
         assert command.count("BASE=") == 1
     assert not [command for command in dry_images() if "BASE=" in command]
