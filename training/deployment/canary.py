@@ -3,22 +3,23 @@
 The figures that both were registered with are compared before, by the gates of promotion; a version that is
 not taken is written down, so that no later rollout takes it.
 
-Traffic is split by weights of the front (k8s/canary) where that is there; without it, the service sends
-requests to all pods alike, so that the share follows from how many there are.
+Traffic is split by weights of the front (k8s/canary) or of the route (k8s/overlays/gateway) where one is
+there; without them, the service sends requests to all pods alike, so that the share follows from how many
+there are.
 """
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from training.deployment.canary_rules import CanaryRules, bar_of
 from training.deployment.refusals import Refusals
 from training.deployment.registered_versions import RegisteredVersion
 from training.deployment.rollout import Deployments
 from training.deployment.service_metrics import Traffic, traffic_of
+from training.deployment.traffic_split import TrafficSplit
 from training.submission.api import REQUEST_SECONDS, ApiServer
 
-STABLE, CANARY, FRONT = "vargpt", "vargpt-canary", "front"
+STABLE, CANARY = "vargpt", "vargpt-canary"
 NAME_LABEL = "app.kubernetes.io/name"
 POLL_SECONDS = 5.0
 
@@ -34,6 +35,7 @@ class Canary:
         self.server, self.say = server, say
         self.deployments = Deployments(server, say)
         self.refusals = Refusals(self.deployments, STABLE)
+        self.traffic_split = TrafficSplit(self.deployments)
 
     def run(
         self,
@@ -104,21 +106,11 @@ class Canary:
 
     def _split(self, percent: int) -> None:
         """Send a share of all traffic to the canary."""
-        front = self.deployments.find(FRONT)
-        if front is None:
-            pods = self.deployments.get(STABLE).spec.replicas
-            self.say(f"without a front (k8s/canary), {CANARY} gets 1 of {pods + 1} requests")
+        if self.traffic_split.set(percent):
+            self.say(f"{CANARY} gets {percent} of 100 requests")
             return
-        self._weigh(front, percent)
-        self.say(f"{CANARY} gets {percent} of 100 requests")
-
-    def _weigh(self, front: Any, percent: int) -> None:
-        weights = {"STABLE_WEIGHT": str(100 - percent), "CANARY_WEIGHT": str(percent)}
-        env = [{"name": name, "value": value} for name, value in weights.items()]
-        name = front.spec.template.spec.containers[0].name
-        body = {"spec": {"template": {"spec": {"containers": [{"name": name, "env": env}]}}}}
-        self.deployments.patch(FRONT, body)
-        self.deployments.wait(FRONT)
+        pods = self.deployments.get(STABLE).spec.replicas
+        self.say(f"without a front (k8s/canary) or a route, {CANARY} gets 1 of {pods + 1} requests")
 
     def _watch(self, rules: CanaryRules) -> str | None:
         """Compare both for some time; why the canary is not as good, or None."""
@@ -150,8 +142,7 @@ class Canary:
 
     def _end(self) -> None:
         """No traffic for the canary, then no canary."""
-        if (front := self.deployments.find(FRONT)) is not None:
-            self._weigh(front, 0)
+        self.traffic_split.set(0)
         self._delete()
 
     def _delete(self) -> None:

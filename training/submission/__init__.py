@@ -13,7 +13,7 @@ Files:
     pack_files.py    the program in the cluster that prints them
 
 Door:
-    api: ApiServer, NOT_FOUND, REQUEST_SECONDS
+    api: ApiServer, NOT_FOUND, REQUEST_SECONDS, is_conflict
     pod_reasons: exit_codes, waiting_reason
     jobs: Jobs
     follow: JobFollower, describe
