@@ -66,10 +66,10 @@ CLUSTER_SCRIPT ?= $(wildcard ../shared/kube/cluster.sh)
 ON_CLUSTER = CLUSTER_SCRIPT=$(CLUSTER_SCRIPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -rs
 
 test-cluster: env  ## test manifests, placement and training on a real cluster (skipped without one, fails if CLUSTER=required)
-	$(ON_CLUSTER) tests/k8s/test_validation.py tests/k8s/test_cluster.py
+	$(ON_CLUSTER) tests/k8s/test_validation.py tests/k8s/test_placement.py tests/k8s/test_cluster.py
 
 test-cluster-slow: env  ## test the whole, platform, roles, submission, deployment, scaling and faults there (over an hour)
-	$(ON_CLUSTER) tests/k8s/test_whole_pipeline.py tests/k8s/test_platform.py tests/k8s/test_roles.py tests/k8s/test_images.py tests/k8s/test_submission.py tests/k8s/test_deployment.py tests/k8s/test_scaling.py tests/k8s/test_faults.py
+	$(ON_CLUSTER) tests/k8s/test_whole_pipeline.py tests/k8s/test_platform.py tests/k8s/test_roles.py tests/k8s/test_images.py tests/k8s/test_submission.py tests/k8s/test_deployment.py tests/k8s/test_traffic_split.py tests/k8s/test_scaling.py tests/k8s/test_faults.py
 
 lint: env  ## check style with ruff, names and signatures with mypy
 	$(BIN)/ruff check .

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import yaml
 
 from training.cluster.images import image_names
 
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
 TINY = K8S / "overlays" / "tiny"
+# Of operators that a cluster of tests need not have: their kinds as the API server must know them.
+DEFINITIONS = Path(__file__).parent / "definitions"
 IMAGES = image_names(ROOT)
 # How the gateway is called where there is no registry.
 LOCAL_GATEWAY = "kube.local/versitygw:v1.8.0"
@@ -115,6 +118,24 @@ class Cluster:
         """What the tracking server says to a pod that calls it by name, under the trainers' account."""
         text = [json.dumps(body)] if body else []
         return json.loads(self.on_volume("python", "-c", ASK_MLFLOW, method, *text))
+
+
+def objects(text: bytes | str) -> list[dict[str, Any]]:
+    """The objects in a text of YAML."""
+    return [item for item in yaml.safe_load_all(text) if item]
+
+
+@contextmanager
+def define(cluster: Cluster, *names: str) -> Iterator[None]:
+    """Makes kinds of tests/k8s/definitions known to an API server that lacks them, until the block ends."""
+    files = [DEFINITIONS / f"{name}.json" for name in names]
+    missing = [str(file) for file in files if cluster.call("get", "--filename", str(file)).returncode]
+    for file in missing:
+        cluster.run("create", "--filename", file)
+        cluster.run("wait", "--for=condition=Established", "--filename", file, "--timeout", "60s")
+    yield
+    for file in missing:
+        cluster.run("delete", "--filename", file)
 
 
 @contextmanager

@@ -31,6 +31,33 @@ class Answering(BaseHTTPRequestHandler):
 SERVE = """
 ThreadingHTTPServer(("", 3000), Handler).serve_forever()
 """
+# One that fails as its version says: 2 on every request, 3 at its start; 5 is slow.
+VERSIONED = (
+    ANSWERING
+    + """
+version = int(os.environ["VARGPT_VERSION"])
+seconds = 1.0 if version == 5 else 0.02
+if version == 3:
+    sys.exit("error: the weights of version 3 are damaged")
+counts, lock = {"answered": 0, "generation_failed": 0}, threading.Lock()
+
+class Handler(Answering):
+    def do_GET(self):
+        name = "vargpt_requests_total"
+        outcomes = [f'{name}{{route="r",outcome="{key}"}} {value}' for key, value in counts.items()]
+        replies = [f"vargpt_reply_seconds_sum {counts['answered'] * seconds}"]
+        replies += [f"vargpt_reply_seconds_count {counts['answered']}"]
+        self.answer(200, "\\n".join([*outcomes, *replies, ""]) if self.path == "/metrics" else str(version))
+
+    def do_POST(self):
+        is_bad = version == 2
+        time.sleep(seconds)
+        with lock:
+            counts["generation_failed" if is_bad else "answered"] += 1
+        self.answer(500 if is_bad else 200, str(version))
+"""
+    + SERVE
+)
 
 
 def small_service(server: str) -> list[dict[str, Any]]:
@@ -66,11 +93,17 @@ def small_service(server: str) -> list[dict[str, Any]]:
 
 
 class Clients:
-    """Clients that ask the service without pause, through a proxy of the API server."""
+    """Clients that ask a service without pause, through a proxy of the API server.
 
-    def __init__(self, cluster: Cluster, count: int) -> None:
-        self.cluster, self.count = cluster, count
+    Attributes:
+        answers: Status of each answer; 0 where there was none.
+        texts: What was answered with status 200.
+    """
+
+    def __init__(self, cluster: Cluster, count: int, service: str = "vargpt") -> None:
+        self.cluster, self.count, self.service = cluster, count, service
         self.answers: list[int] = []
+        self.texts: list[str] = []
         self._is_over = threading.Event()
 
     def __enter__(self) -> "Clients":
@@ -97,12 +130,12 @@ class Clients:
         self.proxy.wait()
 
     def _ask(self) -> None:
-        url = (
-            f"http://127.0.0.1:{PORT}/api/v1/namespaces/{self.cluster.namespace}/services/vargpt:80/proxy/v1"
-        )
+        namespace = f"http://127.0.0.1:{PORT}/api/v1/namespaces/{self.cluster.namespace}"
+        url = f"{namespace}/services/{self.service}:80/proxy/v1"
         while not self._is_over.is_set():
             try:
                 with urllib.request.urlopen(url, b"{}", timeout=30) as reply:
+                    self.texts.append(reply.read().decode())
                     self.answers.append(reply.status)
             except urllib.error.HTTPError as error:
                 self.answers.append(error.code)

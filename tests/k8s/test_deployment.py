@@ -4,90 +4,26 @@ It answers as the service does (readiness, metrics, replies) and fails as its ve
 version would do when told to.
 """
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 
-from tests.k8s.cluster import ROOT, Cluster, eventually, new_namespace
-from tests.k8s.small_service import ANSWERING, SERVE, Clients, small_service
-from tests.training.deployment.running_service import version_tags
-from tests.training.registry.candidates import METRICS, changed
+from tests.k8s.cluster import Cluster, eventually, new_namespace
+from tests.k8s.small_service import VERSIONED, Clients, small_service
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 NAMESPACE = "deployment"
 CANARY = ("--canary", "10", "--observe", "20", "--min-requests", "5")
-HANDLER = """
-version = int(os.environ["VARGPT_VERSION"])
-seconds = 1.0 if version == 5 else 0.02
-if version == 3:
-    sys.exit("error: the weights of version 3 are damaged")
-counts, lock = {"answered": 0, "generation_failed": 0}, threading.Lock()
-
-class Handler(Answering):
-    def do_GET(self):
-        name = "vargpt_requests_total"
-        outcomes = [f'{name}{{route="r",outcome="{key}"}} {value}' for key, value in counts.items()]
-        replies = [f"vargpt_reply_seconds_sum {counts['answered'] * seconds}"]
-        replies += [f"vargpt_reply_seconds_count {counts['answered']}"]
-        self.answer(200, "\\n".join([*outcomes, *replies, ""]) if self.path == "/metrics" else str(version))
-
-    def do_POST(self):
-        is_bad = version == 2
-        time.sleep(seconds)
-        with lock:
-            counts["generation_failed" if is_bad else "answered"] += 1
-        self.answer(500 if is_bad else 200, str(version))
-"""
 
 
 @pytest.fixture(scope="module")
 def cluster(cluster_with_image: Cluster) -> Iterator[Cluster]:
     """A namespace in which a service runs."""
-    with new_namespace(cluster_with_image, NAMESPACE, *small_service(ANSWERING + HANDLER + SERVE)) as found:
+    with new_namespace(cluster_with_image, NAMESPACE, *small_service(VERSIONED)) as found:
         # Before its first pod answers, a service has nobody to ask.
         found.run("rollout", "status", "deployment/vargpt", "--timeout", "120s")
         yield found
-
-
-@pytest.fixture
-def registry(mlflow_db, client):
-    """A registry: 1 and 4 are good, 2 fails on every request, 3 does not start, 5 is slow, 6 draws worse."""
-    client.create_registered_model("vargpt")
-    run = client.create_run(client.create_experiment("e")).info.run_id
-    for number in range(1, 7):
-        tags = version_tags(f"{number}" * 64, changed("draw.all_right", 0.945) if number == 6 else METRICS)
-        client.create_model_version("vargpt", f"runs:/{run}/m{number}", run, tags=tags)
-    return mlflow_db
-
-
-@pytest.fixture
-def deploy(registry, client, cluster, tmp_path):
-    """Makes a version champion and runs `vargpt deploy`: exit code and what it said."""
-
-    def call(champion: str | None, *arguments: str) -> tuple[int, str]:
-        if champion:
-            client.set_registered_model_alias("vargpt", "champion", champion)
-        environment = {
-            **os.environ,
-            "KUBECONFIG": cluster.kubeconfig,
-            "VARGPT_NAMESPACE": NAMESPACE,
-            "MLFLOW_TRACKING_URI": registry,
-            "PYTHONPATH": str(ROOT),
-        }
-        command = [sys.executable, "-m", "training.commands", "deploy", "--by", "tests", *arguments]
-        shutil.copy(ROOT / "params.yaml", tmp_path)
-        # Decisions are written down where the command runs.
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        return done.returncode, done.stdout + done.stderr
-
-    return call
 
 
 @pytest.fixture

@@ -193,6 +193,26 @@ def test_who_stops_waiting_leaves_the_job_and_cancel_ends_it(repro, cluster):
     assert name not in cluster.run("get", "pytorchjobs").decode()
 
 
+def test_a_stage_is_submitted_as_a_train_job_and_brings_its_pointer(repro, cluster):
+    repository, _ = repro
+    if not cluster.script:
+        pytest.skip("Trainer v2 is added by CLUSTER_SCRIPT")
+    subprocess.run([cluster.script, "add", "trainer"], capture_output=True, check=True)
+    change(repository, "\n  muon_lr: 6.0e-3", "\n  muon_lr: 5.0e-3")
+    pointer = repository / "artifacts" / "stage1.json"
+    before = pointer.read_text()
+
+    said = run(repository, "training.commands", "submit", "stage1", "--api", "trainjob", "--wait")
+
+    [job] = cluster.get("trainjobs")["items"]
+    name = job["metadata"]["name"]
+    assert f"{name} is Succeeded" in said and said.splitlines()[-1] == f"{name}: done"
+    assert pointer.read_text() != before
+    assert name in run(repository, "training.commands", "jobs")
+    run(repository, "training.commands", "cancel", name)
+    assert not cluster.get("trainjobs")["items"]
+
+
 def test_a_mistake_ends_the_submitter_with_two_and_the_sentence_of_the_job(repro):
     repository, _ = repro
     change(repository, "batch: 16, warmup: 2, checkpoint", "batch: 1, warmup: 2, checkpoint")
