@@ -9,6 +9,8 @@ _CREDENTIALS = re.compile(
     r"(?<=://)[^\s/:@]+:\S*@|(?<=://)[^\s/:]+@|(?<=password=)[^\s&'\"]+|(?<=token=)[^\s&'\"]+", re.IGNORECASE
 )
 
+# MLflow's codes for a server that is away or broken; all other codes are answers.
+_NO_ANSWER = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"})
 # What the system says of a path that is wrong.
 _OF_PATHS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
@@ -29,6 +31,19 @@ def is_outage(error: Exception) -> bool:
     """
     is_numbered = getattr(error, "errno", None) is not None or "(os error " in str(error)
     return is_numbered and not isinstance(error, _OF_PATHS)
+
+
+def tracking_failure(error: Exception, said: str) -> Exception:
+    """What to end with when MLflow, or the database or disk behind it, has failed with this error.
+
+    A ConnectionError where trying again may help; a UserError where MLflow has answered, and will say the
+    same again (no such version, a wrong password).
+
+    Args:
+        said: The message.
+    """
+    has_answered = getattr(error, "error_code", "INTERNAL_ERROR") not in _NO_ANSWER
+    return UserError(said) if has_answered else ConnectionError(said)
 
 
 def redact(text: Exception | str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.errors import UserError, redact
+from model.errors import UserError, redact, tracking_failure
 from model.manifest import LINEAGE, MANIFEST, link_published, manifest_sha256, verify
 from model.weights_address import with_weights
 
@@ -31,8 +31,6 @@ LOCKS = {torch: Path(f"requirements/serving-{torch}.txt") for torch in ("cpu", "
 # Tags of the registered version.
 BENTO_TAG, WEIGHTS_TAG = "vargpt.bento_tag", "vargpt.weights_sha256"
 UNKNOWN = "unknown"
-# What MLflow's client says when a server is away or broken; all other codes are answers.
-OUTAGES = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"})
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
@@ -106,8 +104,7 @@ def fetch(tracking_uri: str, model_uri: str, scratch: Path) -> Fetched:
         )
     except (MlflowException, SQLAlchemyError, OSError) as error:
         said = f"{model_uri} cannot be fetched from {redact(tracking_uri)}: {redact(error)}"
-        has_answered = getattr(error, "error_code", "INTERNAL_ERROR") not in OUTAGES
-        raise (UserError if has_answered else ConnectionError)(said) from None
+        raise tracking_failure(error, said) from None
     folder = _published_folder(downloaded, model_uri)
     # The record beside the weights could have been changed together with them.
     if (weights := manifest_sha256(folder)) != registered:

@@ -63,6 +63,8 @@ def settings(name: str, **labels: str) -> dict[str, Any]:
         (DEPLOYER, "patch", "deployments.apps/vargpt", True),
         (DEPLOYER, "patch", "deployments.apps/mlflow", False),
         (DEPLOYER, "patch", "configmaps/registered-versions", True),
+        (DEPLOYER, "patch", "httproutes.gateway.networking.k8s.io/vargpt", True),
+        (DEPLOYER, "patch", "httproutes.gateway.networking.k8s.io/website", False),
         (DEPLOYER, "patch", "configmaps/vargpt", False),
         (DEPLOYER, "create", "jobs.batch", False),
         (DEPLOYER, "use", "secrets/mlflow-promoter", False),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from model.errors import is_outage, redact
+from model.errors import UserError, is_outage, redact, tracking_failure
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,21 @@ def test_a_page_of_html_is_cut_to_a_line_for_a_log():
 )
 def test_what_the_system_failed_at_may_pass_and_what_is_wrong_with_a_file_stays(error, may_pass):
     assert is_outage(error) == may_pass
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (None, ConnectionError),
+        ("INTERNAL_ERROR", ConnectionError),
+        ("TEMPORARILY_UNAVAILABLE", ConnectionError),
+        ("RESOURCE_DOES_NOT_EXIST", UserError),
+        ("PERMISSION_DENIED", UserError),
+    ],
+)
+def test_only_what_mlflow_has_answered_is_not_worth_another_try(code, kind):
+    error = OSError("gone")
+    if code:
+        error.error_code = code
+
+    assert type(tracking_failure(error, "said")) is kind

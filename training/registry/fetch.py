@@ -11,12 +11,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from model.errors import UserError, redact
+from model.errors import UserError, redact, tracking_failure
 from model.manifest import MANIFEST, manifest_sha256
 from model.weights_address import missing_weights, with_weights
 from training.registry.lineage import WEIGHTS_TAG
 from training.registry.versions import local_artifacts
-from training.tracking.mlflow_run import connect, failure, outage_errors
+from training.tracking.mlflow_run import connect, outage_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -56,7 +56,8 @@ def fetch(uri: str, address: str, scratch: Path, needs_weights: bool = True) -> 
     try:
         version, downloaded = _download(uri, match["name"], match["alias"], match["version"], scratch)
     except outage_errors() as error:
-        raise failure(error, f"{address} cannot be fetched from {redact(uri)}: {redact(error)}") from None
+        said = f"{address} cannot be fetched from {redact(uri)}: {redact(error)}"
+        raise tracking_failure(error, said) from None
     found = sorted({path.parent for path in downloaded.rglob(MANIFEST)})
     if len(found) != 1:
         raise UserError(f"{address} must hold one folder with {MANIFEST}, found {len(found)}")

@@ -8,19 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.errors import UserError, redact
+from model.errors import UserError, redact, tracking_failure
 from model.manifest import LINEAGE, link_published, manifest_sha256, verify
 from model.weights_address import put_on_volume
 from training.registry.evaluation_subject import check_subject, subject_of
 from training.registry.lineage import TAG_PREFIX, WEIGHTS_TAG, Lineage, write_lineage
 from training.registry.trained_versions import TRAINED_TAG, trained_version
-from training.tracking.mlflow_run import (
-    connect,
-    create_registered_model,
-    failure,
-    find_run,
-    outage_errors,
-)
+from training.tracking.mlflow_run import connect, create_registered_model, find_run, outage_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,7 +39,7 @@ def open_registry(uri: str) -> "MlflowClient":
         client = connect(uri, UPLOAD_SECONDS, UPLOAD_RETRIES)
         client.search_experiments(max_results=1)
     except outage_errors() as error:
-        raise failure(error, f"MLflow at {redact(uri)} cannot be reached: {redact(error)}") from None
+        raise tracking_failure(error, f"MLflow at {redact(uri)} cannot be reached: {redact(error)}") from None
     return client
 
 

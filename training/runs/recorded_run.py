@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.errors import UserError, redact
+from model.errors import UserError, redact, tracking_failure
 from training.params import Params, parse_params
 from training.registry.lineage import TAG_PREFIX
 from training.stages.run import PARAMS_ARTIFACT, PROCESSES_TAG
@@ -54,7 +54,7 @@ def recorded_run(run: str, tracking_uri: str) -> RecordedRun:
             params = parse_params(json.loads(Path(path).read_text(encoding="utf-8")))
     except outage_errors() as error:
         address, reason = redact(tracking_uri), redact(error).partition("\n")[0]
-        raise ConnectionError(f"MLflow at {address} cannot be read: {reason}") from None
+        raise tracking_failure(error, f"MLflow at {address} cannot be read: {reason}") from None
     tags = found.data.tags
     return RecordedRun(
         found.info.run_id,

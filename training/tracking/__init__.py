@@ -11,6 +11,6 @@ Door:
     sample_sheet: sample_sheet
     progress: ProgressLine, ProgressLines, progress_line, progress_lines
     sender: sync_spools
-    mlflow_run: STAGE_TAG, connect, create_registered_model, failure, find_run, outage_errors
+    mlflow_run: STAGE_TAG, connect, create_registered_model, find_run, outage_errors
 May import: no other room
 """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from model.errors import UserError, redact
+from model.errors import redact
 from training.tracking.spool import Record, Spool
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ MAX_PARAM, MAX_TAG, MAX_DIGEST = 6000, 8000, 36
 # A server that does not answer must not hold us; training goes on and the spool keeps what is unsent.
 REQUEST_SECONDS, REQUEST_RETRIES = 10, 0
 REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST"})
-# What MLflow's client says when a server is away or broken, in its own words; all other codes are answers.
-OUTAGES = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"})
 IMAGE_FILE = re.compile(r"images/(?P<name>.+)[+%]step[+%](?P<step>\d+)[+%]timestamp[+%].*compressed.*")
 
 
@@ -87,16 +85,6 @@ def outage_errors() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return (MlflowException, SQLAlchemyError, OSError)
-
-
-def failure(error: Exception, said: str) -> Exception:
-    """What a command ends with after one of `outage_errors`.
-
-    A ConnectionError where trying again may help; a UserError where MLflow has answered, and will say the
-    same again (no such version, wrong password).
-    """
-    has_answered = getattr(error, "error_code", "INTERNAL_ERROR") not in OUTAGES
-    return UserError(said) if has_answered else ConnectionError(said)
 
 
 def find_run(client: "MlflowClient", run: str) -> "Run | None":
