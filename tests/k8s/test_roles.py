@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s.cluster import K8S, TINY, Cluster, eventually, idle_pod
+from tests.k8s.cluster import K8S, TINY, Cluster, define, eventually, idle_pod
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -63,8 +63,6 @@ def settings(name: str, **labels: str) -> dict[str, Any]:
         (DEPLOYER, "patch", "deployments.apps/vargpt", True),
         (DEPLOYER, "patch", "deployments.apps/mlflow", False),
         (DEPLOYER, "patch", "configmaps/registered-versions", True),
-        (DEPLOYER, "patch", "httproutes.gateway.networking.k8s.io/vargpt", True),
-        (DEPLOYER, "patch", "httproutes.gateway.networking.k8s.io/website", False),
         (DEPLOYER, "patch", "configmaps/vargpt", False),
         (DEPLOYER, "create", "jobs.batch", False),
         (DEPLOYER, "use", "secrets/mlflow-promoter", False),
@@ -73,6 +71,12 @@ def settings(name: str, **labels: str) -> dict[str, Any]:
 )
 def test_an_account_has_the_roles_of_its_work_and_no_more(platform, account, verb, what, is_allowed):
     assert may(platform, account, verb, what) == is_allowed
+
+
+def test_a_deployer_sets_the_weights_of_our_route_and_of_no_other(platform):
+    with define(platform, "httproute"):
+        assert may(platform, DEPLOYER, "patch", "httproutes.gateway.networking.k8s.io/vargpt")
+        assert not may(platform, DEPLOYER, "patch", "httproutes.gateway.networking.k8s.io/website")
 
 
 @pytest.fixture(scope="module")
