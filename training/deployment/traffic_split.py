@@ -89,9 +89,12 @@ class TrafficSplit:
 
 def weighed(rule: Mapping[str, Any], weights: Mapping[str, int]) -> dict[str, Any]:
     """A rule of a route, with these weights of the sides that it names."""
+    if "backendRefs" not in rule:
+        # It sends requests elsewhere.
+        return dict(rule)
     sides = [
         {**side, "weight": weights[side["name"]]} if side["name"] in weights else side
-        for side in rule.get("backendRefs", [])
+        for side in rule["backendRefs"]
     ]
     return {**rule, "backendRefs": sides}
 

@@ -22,6 +22,7 @@ ROUTE = {
                 ],
             },
             {"backendRefs": [{"name": "website", "port": 80}]},
+            {"filters": [{"type": "RequestRedirect", "requestRedirect": {"scheme": "https"}}]},
         ],
     },
 }
@@ -77,9 +78,8 @@ def test_a_route_that_somebody_else_changed_meanwhile_is_read_again(api, monkeyp
     assert [side["weight"] for side in route["rules"][0]["backendRefs"]] == [90, 10]
 
 
-def test_a_rule_keeps_what_it_has_beside_the_sides():
-    rule = ROUTE["spec"]["rules"][1]
-
+@pytest.mark.parametrize("rule", ROUTE["spec"]["rules"][1:])
+def test_a_rule_that_names_no_side_stays_as_it_is(rule):
     assert weighed(rule, {"vargpt-stable": 1, "vargpt-canary": 99}) == rule
 
 
