@@ -6,7 +6,7 @@ weights and samples (`registry.stage_folders`), backbones by the fingerprint in 
 
 Files:
     step_folders.py   how a step is committed, verified, found again and deleted
-    store.py          checkpoints of one process: named tensors and a JSON state
+    store.py          checkpoints of one process (backbones): named tensors and a JSON state
     state_trees.py    nested states, as an optimizer's, as named tensors
     slices.py         which elements of which parameters a process owns
     fragments.py      checkpoints of many processes: each writes the elements that it owns, any number reads

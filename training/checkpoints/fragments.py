@@ -65,7 +65,7 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
 
 @dataclass(frozen=True)
 class Fragment:
-    """Where some elements of a parameter's state lie: a file, and the first and last-but-one element."""
+    """Where some elements of a parameter's state lie: a file, the first, and the one after the last."""
 
     file: Path
     name: str

@@ -1,4 +1,4 @@
-"""The pod of a training job, as a plain dict: container, volumes, environment, security, placement.
+"""The pod of a training job, as a plain dict: container, volumes, environment, security.
 
 It passes the level `restricted` of the pod security standards, writes to volumes only, and has no token.
 """

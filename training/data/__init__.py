@@ -6,7 +6,7 @@ Sample order depends on nothing but the seed and the sample number, so a run can
 whatever its size; `vargpt data encode` computes the codes of pictures that are drawn.
 
 Files:
-    readers.py               chooses the reader for a path; a new layout is one more reader, added here
+    readers.py               chooses the reader by the suffix of files; a new kind is one more, added here
     pieces.py                what readers share: a dataset is cut into pieces, which are read one by one
     json_parsing.py          JSON of users' files, refused with one sentence
     json_spans.py            where each record lies in a JSON or JSONL file
@@ -14,7 +14,7 @@ Files:
     parquet_reader.py        conversations with embedded images, as in LLaVA-OneVision
     tar_reader.py            WebDataset shards: pictures with captions, or conversations
     class_folder_reader.py   one folder of images for each class, as in ImageNet
-    record_parsing.py        what readers share: a record becomes a sample or is logged as bad
+    record_parsing.py        keys of LLaVA's and ShareGPT's records: one becomes a sample or is logged as bad
     bad_records.py           counts and lists bad records, refuses a dataset with too many
     samples.py               one conversation and its images, validated
     datasets.py              samples by number, and what is known of each without reading it

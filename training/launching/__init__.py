@@ -10,8 +10,8 @@ Files:
     heartbeats.py      signs of life of the processes of this node, in files
     peer_heartbeats.py signs of life between nodes, through the rendezvous store
     attempts.py        counts starts without a new checkpoint, up to a limit
-    exit_codes.py      all exit codes but 1, which is Python's own after a crash; which one a group ends with
-    stage_process.py   one training process: options in, stage run, exit code out
+    exit_codes.py      exit codes by name (1 is Python's own, after a crash), and which one a group ends with
+    stage_process.py   one training process: options in, stage run, and which exit code an exception becomes
 
 Door:
     exit_codes: DONE, PERMANENT_FAILURE, RETRYABLE_FAILURE, STOPPED

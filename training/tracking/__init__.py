@@ -2,7 +2,7 @@
 
 Training never waits for MLflow and never fails because of it. `tracker` is what training calls; `spool` the
 files between (append-only journals); `sender` the thread that sends them, less and less often while MLflow is
-away; `mlflow_run` connects, with timeouts and retries, and writes what they hold to an MLflow run. `exporter`
+away; `mlflow_run` connects, with short timeouts, and writes what they hold to an MLflow run. `exporter`
 tells Prometheus the same. `progress` shows steps on a terminal, `sample_sheet` draws the pictures of a run.
 
 Door:
