@@ -40,7 +40,7 @@ class Patience:
         saving: For processes that are started anew as a node has come. Less than `stall`.
     """
 
-    silence: float = 40.0
+    silence: float = 30.0
     stall: float = 900.0
     saving: float = 600.0
 
