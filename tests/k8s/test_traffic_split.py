@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.k8s.cluster import K8S, Cluster, build, define, eventually, new_namespace
+from tests.k8s.cluster import K8S, Cluster, build, define, eventually, new_namespace, objects
 from tests.k8s.small_service import VERSIONED, Clients, small_service
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -30,13 +29,13 @@ def moved(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def rendered(cluster: Cluster, folder: str) -> list[dict[str, Any]]:
     """The objects of a kustomization."""
-    return [item for item in yaml.safe_load_all(cluster.run("kustomize", str(K8S / folder))) if item]
+    return objects(cluster.run("kustomize", str(K8S / folder)))
 
 
 @pytest.fixture(scope="module")
 def service(cluster_with_image: Cluster) -> Iterator[Cluster]:
     """A namespace in which a service runs, under the platform's network policies."""
-    policies = list(yaml.safe_load_all((K8S / "platform" / "network.yaml").read_text()))
+    policies = objects((K8S / "platform" / "network.yaml").read_text())
     items = [*moved(policies), *small_service(VERSIONED)]
     with new_namespace(cluster_with_image, NAMESPACE, *items) as found:
         found.run("rollout", "status", "deployment/vargpt", "--timeout", "120s")

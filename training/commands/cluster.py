@@ -63,13 +63,13 @@ def submit(
 
     Exit 0 done, 2 the user's mistake, 138 failed otherwise, 143 no longer waited for: the job goes on.
     """
-    submitter = _submitter(namespace)
-    from training.submission.manifests import make_submission
-
     if api not in APIS:
         raise UserError(f"--api must be one of {', '.join(APIS)}, got {api!r}")
     if priority and not queue:
         raise UserError("--priority decides between jobs of a queue: give --queue as well")
+    submitter = _submitter(namespace)
+    from training.submission.manifests import make_submission
+
     submission = make_submission(
         stage,
         Path(),

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from model.errors import UserError
+from training.commands.cluster import submit
 from training.launching.preflight import EXPECTED_CODE
 from training.params import load_params
 from training.submission.identity import stage_identity, stage_outputs
@@ -155,6 +156,20 @@ def test_a_stage_keeps_its_name_whatever_queue_and_priority_admit_it(repository)
     assert plain.identity.name == urgent.identity.name
     assert labels["kueue.x-k8s.io/queue-name"] == "training"
     assert labels["kueue.x-k8s.io/priority-class"] == "vargpt-urgent"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"priority": "vargpt-urgent"}, "--priority decides between jobs of a queue: give --queue as well"),
+        ({"api": "mpijob"}, "--api must be one of pytorchjob, trainjob, got 'mpijob'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_a_cluster_is_asked(monkeypatch, options, said):
+    monkeypatch.setenv("KUBECONFIG", "nowhere")
+
+    with pytest.raises(UserError, match=f"^{said}$"):
+        submit("stage1", **options)
 
 
 def test_a_submitted_stage_is_the_committed_manifest_but_for_its_name_and_what_it_is_given(repository):
